@@ -6,13 +6,14 @@ wanted. So a message that waits costs two references and no object.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 from itertools import chain, islice, takewhile
 from operator import attrgetter
 from typing import Final
 
+from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message, Stored
 from bridge.core.message_options import MessageOptions, Tracking
@@ -24,6 +25,7 @@ from bridge.core.receipts import (
     duplicate_tracking,
 )
 from bridge.enums import ReceiptOutcome
+from bridge.inbox.contract import Retention
 from bridge.inbox.memory.user_log import UserLog
 from bridge.inbox.worker_events import render_event
 
@@ -32,6 +34,8 @@ _STALE_MAX: Final = 1000
 # The most that one call decides because of the time, which takes some milliseconds.
 _STEP: Final = 1000
 _LATE: Final = ReceiptOutcome.UNDELIVERED
+_REPLACED: Final = ReceiptOutcome.REPLACED
+_TRIMMED: Final = ReceiptOutcome.TRIMMED
 _OFFSET: Final = attrgetter("offset")
 
 
@@ -45,7 +49,16 @@ class MemoryReceipts:
 
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        logs: Mapping[str, UserLog],
+        *,
+        clock: SteadyClock,
+        retention: Callable[[], Retention],
+    ) -> None:
+        self._logs = logs
+        self._clock = clock
+        self._retention = retention
         self.open: dict[str, list[Stored]] = {}
         # By the second in which time alone may decide about them. Some are closed already.
         self._due: dict[int, list[Stored]] = {}
@@ -81,10 +94,11 @@ class MemoryReceipts:
             del events[key]
         return len(keys)
 
-    def depth(self, now_s: float) -> tuple[int, float | None]:
-        """Return the number of events, and the age of the oldest."""
-        oldest = next(iter(self._events.values()), None)
-        return len(self._events), None if oldest is None else now_s - oldest.at_s
+    def depth(self) -> tuple[int, float | None]:
+        """Return the number of events, and the age of the oldest in seconds."""
+        for oldest in self._events.values():
+            return len(self._events), self._clock.read().now_s - oldest.at_s
+        return 0, None
 
     def put(self, event: WorkerEvent) -> None:
         """Add an event."""
@@ -101,11 +115,7 @@ class MemoryReceipts:
 
     def add(self, stored: Stored, tracking: Tracking) -> None:
         """Add the newest message of a user."""
-        user = stored.message.user
-        if user in self.open:
-            self.open[user].append(stored)
-        else:
-            self.open[user] = [stored]
+        self.open.setdefault(stored.message.user, []).append(stored)
         self._note_due(stored, tracking)
 
     def _note_due(self, stored: Stored, tracking: Tracking) -> None:
@@ -136,27 +146,25 @@ class MemoryReceipts:
         if concluded is not None and wanted.wants_receipt:
             self.put(concluded.copy_for(wanted))
 
-    def settle(
-        self, user: str, log: UserLog, *, at: ClockReading, max_age_s: float
-    ) -> None:
-        """Decide about the messages of a user in `open` that were delivered or deleted."""
-        receipts, newest = self.open[user], max(log.delivered, log.first - 1)
-        if receipts[0].offset <= newest:
-            span = slice(bisect_right(receipts, newest, key=_OFFSET))
-            self._decide(user, span, log, at=at, max_age_s=max_age_s)
+    def settle(self, user: str) -> None:
+        """Decide about the messages of a user that were delivered or deleted."""
+        receipts = self.open.get(user)
+        if receipts is not None:
+            log = self._logs[user]
+            newest = max(log.delivered, log.first - 1)
+            if receipts[0].offset <= newest:
+                stop = bisect_right(receipts, newest, key=_OFFSET)
+                self._decide(user, slice(stop), self._clock.read())
 
-    def settle_replaced(
-        self, old: Stored, log: UserLog, *, at: ClockReading, max_age_s: float
-    ) -> None:
-        """Decide about a message that a newer one has replaced."""
-        user = old.message.user
-        span, why = self._span(user, old.offset), ReceiptOutcome.REPLACED
-        self._decide(user, span, log, at=at, max_age_s=max_age_s, absence=why)
+    def settle_replaced(self, old: Stored | None) -> None:
+        """Decide about the message, if any, that a newer one has replaced."""
+        if old is not None and old.message.user in self.open:
+            span = self._span(old.message.user, old.offset)
+            self._decide(old.message.user, span, self._clock.read(), _REPLACED)
 
-    def settle_due(
-        self, logs: dict[str, UserLog], *, at: ClockReading, max_age_s: float
-    ) -> None:
+    def settle_due(self) -> None:
         """Decide about some messages that are due by the passing of time."""
+        at = self._clock.read()
         found: dict[tuple[str, int], None] = {}  # duplicates are at one offset
         while self._seconds and self._seconds[0] <= at.now_s and len(found) < _STEP:
             due = self._due[self._seconds[0]]
@@ -167,8 +175,7 @@ class MemoryReceipts:
                 del self._due[heappop(self._seconds)]
         for user, offset in found:
             if user in self.open:
-                span = self._span(user, offset)
-                self._decide(user, span, logs[user], at=at, max_age_s=max_age_s)
+                self._decide(user, self._span(user, offset), at)
             for each in self.open.get(user, [])[self._span(user, offset)]:
                 self._note_due(each, _receipt(each).tracking)
 
@@ -198,15 +205,13 @@ class MemoryReceipts:
         self,
         user: str,
         span: slice,
-        log: UserLog,
-        *,
         at: ClockReading,
-        max_age_s: float,
         absence: ReceiptOutcome | None = None,
     ) -> None:
-        oldest_s = at.ago(max_age_s)
+        receipts, log = self.open[user], self._logs[user]
+        oldest_s = at.ago(self._retention().max_age_s)
         rest: list[Stored] = []
-        for stored in self.open.get(user, [])[span]:
+        for stored in receipts[span]:
             message, receipt = stored.message, _receipt(stored)
             is_trimmed = stored.offset < log.first
             verdict = decide(
@@ -214,7 +219,7 @@ class MemoryReceipts:
                 delivered=log.delivered,
                 at=at,
                 oldest_s=oldest_s,
-                absence=absence or (ReceiptOutcome.TRIMMED if is_trimmed else None),
+                absence=absence or (_TRIMMED if is_trimmed else None),
             )
             for outcome in verdict.outcomes:
                 event = render_event(
@@ -231,10 +236,9 @@ class MemoryReceipts:
             if verdict.rest is not None:
                 is_same = verdict.rest.tracking is receipt.tracking
                 rest.append(stored if is_same else _stored(verdict.rest))
-        if user in self.open:
-            self.open[user][span] = rest
-            if not self.open[user]:
-                del self.open[user]
+        receipts[span] = rest
+        if not receipts:
+            del self.open[user]
 
 
 def _receipt(stored: Stored) -> Receipt:

@@ -64,7 +64,9 @@ class MemoryInbox:
         self._seen: dict[tuple[str, str], float] = {}
         self._followed: set[str] = set()
         self._forgotten = 0
-        self._receipts = MemoryReceipts()
+        self._receipts = MemoryReceipts(
+            self._logs, clock=self._clock, retention=lambda: self.retention
+        )
         self._presence = LonePresence()
         self._revocations = RevocationIndex()
         self._on_stored: StoredListener | None = None
@@ -139,7 +141,8 @@ class MemoryInbox:
                 stored = Stored(message, log.last)
                 log.kept.append(stored)
             elif log.may_retain(message, self.retention):
-                stored = self._add_sparse(log, message, now)
+                stored, replaced = log.add_sparse(message)
+                self._receipts.settle_replaced(replaced)
             else:
                 if message.id is not None:
                     del self._seen[user, message.id]
@@ -156,19 +159,12 @@ class MemoryInbox:
             self._on_stored(fresh)
         return offsets
 
-    def _add_sparse(self, log: UserLog, message: Message, now: ClockReading) -> Stored:
-        stored, replaced = log.add_sparse(message)
-        if replaced is not None:
-            max_age_s = self.retention.max_age_s
-            self._receipts.settle_replaced(replaced, log, at=now, max_age_s=max_age_s)
-        return stored
-
     def _trim(self, users: Iterable[str], now: ClockReading) -> None:
         for user in users:
             trimmed = self._logs[user].trim(self.retention, now)
             if trimmed:  # a sweep decides about those that were too old
                 self.trimmed += trimmed
-                self._settle(user, now)
+                self._receipts.settle(user)
 
     async def state(self, user: str) -> InboxState:
         """Return the first, last and delivered offsets of the inbox of `user`."""
@@ -261,8 +257,7 @@ class MemoryInbox:
         log = self._logs.get(user)
         if log is not None and offset > log.delivered:
             log.delivered = min(offset, log.last)
-            if user in self._receipts.open:
-                self._settle(user, self._clock.read())
+            self._receipts.settle(user)
 
     # --- receipts
 
@@ -270,12 +265,6 @@ class MemoryInbox:
     def tracked(self) -> Collection[str]:
         """The users who have receipts whose outcome is open."""
         return self._receipts.open.keys()
-
-    def _settle(self, user: str, now: ClockReading) -> None:
-        if user not in self._receipts.open:
-            return
-        max_age_s = self.retention.max_age_s
-        self._receipts.settle(user, self._logs[user], at=now, max_age_s=max_age_s)
 
     def on_events(self, wake: Callable[[], None]) -> None:
         """Call `wake` when there is an event to publish."""
@@ -285,9 +274,7 @@ class MemoryInbox:
         self, limit: int, *, max_bytes: int = EVENT_BYTES
     ) -> Sequence[WorkerEvent]:
         """Decide what is due, and return the oldest events."""
-        now = self._clock.read()
-        max_age_s = self.retention.max_age_s
-        self._receipts.settle_due(self._logs, at=now, max_age_s=max_age_s)
+        self._receipts.settle_due()
         return fit_events(self._receipts.pending(limit), max_bytes=max_bytes)
 
     async def confirm_events(self, events: Sequence[WorkerEvent]) -> None:
@@ -304,7 +291,7 @@ class MemoryInbox:
 
     async def events_depth(self) -> tuple[int, float | None]:
         """Return the number of events, and the age of the oldest in seconds."""
-        return self._receipts.depth(self._clock.read().now_s)
+        return self._receipts.depth()
 
     async def note_presence(
         self, windows: Mapping[str, int], *, debounce_s: float
@@ -340,7 +327,7 @@ class MemoryInbox:
         for user, log in self._logs.items():
             log.trim(self.retention, now)
             log.drop_expired(now)
-            self._settle(user, now)
+            self._receipts.settle(user)
             if (
                 not (log.depth or log.retained)
                 and log.appended_s < oldest_s
