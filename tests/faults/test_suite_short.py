@@ -41,7 +41,7 @@ async def test_no_message_is_lost_under_any_kind_of_fault(tmp_path: Path) -> Non
         ("count_holes", "suspended", 2, Violation.GAP),
         ("forget_retained", "pages reloaded", 2, Violation.RETAINED),
         ("forget_events", "RabbitMQ: cut", 2, Violation.UNREPORTED),
-        ("publish_before_commit", "kill -9 at a random", 5, Violation.CHANGED),
+        ("publish_before_commit", "kill -9 at a random", 6, Violation.CHANGED),
         ("forget_late", "and bridge: frozen", 2, Violation.NOT_LATE),
     ],
 )

@@ -63,6 +63,7 @@ CLOCK_VARIABLE: Final = "FAULTS_CLOCK"
 
 # Gives the acks of a mutant time to reach the broker.
 _MUTANT_PAUSE_S: Final = 0.05
+_LONG_COMMIT_S: Final = 0.3  # so that a kill at a random moment is before a commit
 _UNROUTABLE_FOR_S: Final = 1.0  # longer than a producer needs for a new channel
 _APPEND_AT_MOST_S: Final = 0.006
 _SWEEP_INTERVAL_S: Final = 1.0
@@ -379,7 +380,7 @@ def publish_before_commit() -> None:
 
     def verify_late(self: StoreFile) -> None:
         if early:
-            time.sleep(_MUTANT_PAUSE_S)  # in the thread of the writer
+            time.sleep(_LONG_COMMIT_S)  # in the thread of the writer
         verify(self)
 
     SqliteReceipts.put = put_early  # type: ignore[method-assign] # the defect
@@ -391,7 +392,9 @@ def publish_before_commit() -> None:
 
 def _take_early(early: list[WorkerEvent], method: Method) -> Method:
     async def changed(self: Any, limit: int, **kwargs: Any) -> Any:
-        for _ in range(100 if limit else 0):
+        for _ in range(
+            500 if limit else 0
+        ):  # about a second, longer than a transaction
             if early:
                 events = early[:limit]
                 del early[:limit]
