@@ -211,4 +211,4 @@ class BackgroundWrites:
             if not count and user in told and known.get(user) == told[user]:
                 del known[user]
         if told:
-            self._receipts.notify(told)
+            self._receipts.notify(*map(tag_of, told))

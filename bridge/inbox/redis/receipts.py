@@ -170,16 +170,11 @@ class RedisReceipts:
         """Call `wake` when there may be an event."""
         self._wake = wake
 
-    def notify(self, users: Iterable[str] = ()) -> None:
-        """Note that there may be something to publish about `users`."""
-        self._tags.update(map(tag_of, users))
+    def notify(self, *tags: int) -> None:
+        """Note that `tags` may have an event to publish."""
+        self._tags.update(tags)
         if self._wake is not None:
             self._wake()
-
-    def note_event(self, tag: int) -> None:
-        """Note that a tag has a new event."""
-        self._tags.add(tag)
-        self.notify(())
 
     def note_appended(self, messages: Sequence[Message]) -> None:
         """Note which tags have tracked messages."""
@@ -205,7 +200,8 @@ class RedisReceipts:
 
         """
         now_s = self._real_s()
-        tags = sorted(self._tags)
+        # Those that are noted during the poll are in the next one.
+        tags, self._tags = sorted(self._tags), set()
         if now_s >= self._all_tags_due_s:
             self._all_tags_due_s = now_s + _ALL_TAGS_EVERY_S
             tags = list(range(len(self._servers.prefixes)))
@@ -214,8 +210,10 @@ class RedisReceipts:
         polls = (self._poll(each, limit, max_bytes, unwritten_s) for each in groups)
         events: list[WorkerEvent] = []
         failure: BaseException | None = None
-        for found in await asyncio.gather(*polls, return_exceptions=True):
+        results = await asyncio.gather(*polls, return_exceptions=True)
+        for group, found in zip(groups, results, strict=True):
             if isinstance(found, BaseException):
+                self._tags.update(group)
                 failure = failure or found
             else:
                 events += found
@@ -250,8 +248,6 @@ class RedisReceipts:
     ) -> list[WorkerEvent]:
         if open_count or waiting:
             self._tags.add(tag)
-        else:
-            self._tags.discard(tag)
         found = [
             _unpack(elements[index], (tag, int(elements[index + 1])))
             for index in range(0, len(elements), 2)
@@ -286,7 +282,7 @@ class RedisReceipts:
         tag = tag_of(event.user)
         prefix = self._servers.prefixes[tag]
         await self._servers.run_script(PUT_EVENT, tag, prefix, pack_event(event))
-        self.notify((event.user,))
+        self.notify(tag)
 
     def depth(self, now_s: float) -> tuple[int, float | None]:
         """Return the number of events at the last poll, and the age of the oldest."""

@@ -130,7 +130,7 @@ class RedisInbox:
             self._servers,
             self._clock,
             timing,
-            on_event=self._receipts.note_event,
+            on_event=self._receipts.notify,
             is_cluster=is_cluster,
         )
         self._background = BackgroundWrites(
