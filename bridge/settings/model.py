@@ -194,7 +194,8 @@ class Settings(BaseSettings):
     )
     api_key: _Key | None = _reloadable(
         None,
-        "Key of `POST /api/publish` and of the legacy endpoint; the operator token is valid there, too.",
+        "Key of `POST /api/publish`, `GET /api/presence`, `GET /api/users/USER/position` and of the "
+        "legacy endpoint; the operator token is valid there, too.",
     )
     legacy_push: bool = _fixed(
         False,

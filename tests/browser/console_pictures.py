@@ -53,7 +53,9 @@ async def main(folder: Path) -> None:
     """Generate some activity, and save a screenshot of each page."""
     async with AsyncExitStack() as stack:
         node = await stack.enter_async_context(LocalNode.start())
-        settings = settings_for(node, "bridge", max_message_bytes="16KiB")
+        settings = settings_for(
+            node, "bridge", max_message_bytes="16KiB", presence="true"
+        )
         running = await stack.enter_async_context(running_bridge(settings))
         worker = await stack.enter_async_context(open_worker(node, "bridge"))
         tokens = [running.token(user) for user in (*_USERS[:5], "ann")]
@@ -155,7 +157,7 @@ async def _overview(console: ConsolePage) -> None:
 
 async def _queues(console: ConsolePage) -> None:
     await console.go("Queues", "queues")
-    await expect(console.rows).to_have_count(4)
+    await expect(console.rows.first).to_be_visible()
 
 
 async def _dead(console: ConsolePage) -> None:
@@ -187,7 +189,8 @@ async def _user(console: ConsolePage) -> None:
 
 
 async def _trace(console: ConsolePage) -> None:
-    await console.rows.nth(4).get_by_role("link").click()
+    inbox = console.page.get_by_role("table", name="Messages in the inbox")
+    await inbox.get_by_role("link").nth(4).click()
     await expect(console.page.locator(".story")).to_be_visible()
 
 

@@ -109,6 +109,13 @@ async def test_the_operator_port_shows_all_workers_as_one_bridge(
             "items"
         ]
         assert (page["user"], page["windows"]) == ("ann", WINDOWS)
+        # The supervisor and the worker both accept the longest list of names.
+        names = ["ann", *("%C3%A4" * 127 + str(n % 10) for n in range(999))]
+        status, body = await running.get(f"/api/presence?user={'&user='.join(names)}")
+        assert status == 200, body
+        ann, *others = orjson.loads(body)["items"]
+        assert (ann["windows"], len(others)) == (WINDOWS, 999)
+        assert not any(each["online"] for each in others)
         assert (await running.get("/api/dead"))[0] == 200
         queues = orjson.loads((await running.get("/api/queues"))[1])["items"]
         assert len({queue["name"] for queue in queues}) == len(queues)

@@ -112,8 +112,8 @@ const CHANGES = {
 };
 
 const PRESENCE = [
-  { label: "When", kind: "head", cell: ({ at_s }) => when(at_s) },
-  { label: "Change", cell: ({ change }) => CHANGES[change] ?? foreign(change) },
+  { label: "Presence", kind: "head", cell: ({ change }) => CHANGES[change] ?? foreign(change) },
+  { label: "When", cell: ({ at_s }) => when(at_s) },
   { label: "Bridge", cell: ({ bridge }) => foreign(bridge || NONE) },
 ];
 
