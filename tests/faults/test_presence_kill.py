@@ -3,8 +3,10 @@
 from itertools import groupby
 from pathlib import Path
 
+import pytest
+
 from bridge.auth.issuing import signed_token
-from tests.conftest import eventually
+from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.programs import program
 from tests.integration.running import open_windows, settings_for
 from tests.integration.test_presence import presence_worker
@@ -15,6 +17,7 @@ USERS = 1000
 DEBOUNCE_S = 5
 
 
+@pytest.mark.timeout(60 + 60 * SLOW_FACTOR)
 async def test_users_of_a_killed_bridge_who_stay_away_are_reported_by_the_other(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:

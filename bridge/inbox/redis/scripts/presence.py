@@ -73,10 +73,8 @@ local function note(p, session, known, i, count)
       leave(user, session)
     end
   end
-  local open = call('ZRANGEBYLEX', sessions, '-', '+')
-  if #open > 0 then
-    -- While no bridge could poll the tag, none could renew its lease.
-    local was_polled = call('GET', p .. 'y')
+  local open, was_polled = call('ZRANGEBYLEX', sessions, '-', '+'), call('GET', p .. 'y')
+  if #open > 0 or call('ZCARD', leaving) > 0 then
     call('SET', p .. 'y', 1, 'PX', poll_ms)
     for _, other in ipairs(open) do
       local lease = p .. 'l:' .. other
@@ -98,6 +96,10 @@ local function note(p, session, known, i, count)
   if has_left then call('SET', p .. 'q:' .. seq, 1, 'PX', debounce_ms) end
   local found =
     call('ZRANGEBYSCORE', leaving, '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, OFFLINE_MAX)
+  -- While no bridge could poll the tag, none could renew its lease, or note who has returned.
+  if found[1] and not was_polled then
+    call('SET', p .. 'q:' .. found[2], 1, 'PX', debounce_ms)
+  end
   for k = 1, #found, 2 do
     if call('GET', p .. 'q:' .. found[k + 1]) then break end
     call('ZREM', leaving, found[k])
