@@ -224,7 +224,7 @@ class SqliteReceipts:
             if offset < places[-2]:  # a duplicate
                 at = 2 * _count_below(places, offset + 1)
             places[at:at] = array("q", (offset, row_id))
-        user_id = HEAD.unpack(self._head_of(connection, user) or b"")[0]
+        user_id = self._head(connection, user)[0]
         # The module sqlite3 binds a bytearray faster than bytes (statements.py).
         packed = bytearray(pack_receipt(message, tracking))
         at_s = due_s(message, tracking)
@@ -236,7 +236,7 @@ class SqliteReceipts:
         """Return the offset of the message with a key; 0 if no receipt needs it."""
         if user not in self.open:
             return 0
-        user_id = HEAD.unpack(self._head_of(connection, user) or b"")[0]
+        user_id = self._head(connection, user)[0]
         row = connection.execute(
             "SELECT offset FROM sparse WHERE (user_id, event, key) = (?, ?, ?)",
             (user_id, event, key),
@@ -283,7 +283,7 @@ class SqliteReceipts:
         for user in users:
             places = self.open.get(user)
             if places is not None:
-                *_, last, _ = HEAD.unpack(self._head_of(connection, user) or b"")
+                last = self._head(connection, user)[2]
                 if places[0] <= last - self._retention().max_messages:
                     first = self._first(connection, user)
                     pushed += self._places(user, 0, first)
@@ -432,14 +432,18 @@ class SqliteReceipts:
 
     # --- the inbox
 
-    def _first(self, connection: Connection, user: str) -> int:
-        """Return the lowest offset that is not deleted or over the limit; holes are ignored."""
+    def _head(self, connection: Connection, user: str) -> tuple[int, int, int, int]:
         head = self._head_of(connection, user)
         assert head is not None  # noqa: S101 - a user with receipts is not forgotten
-        user_id, first, last, _ = HEAD.unpack(head)
+        user_id, first, last, seq = HEAD.unpack(head)
+        return user_id, first, last, seq
+
+    def _first(self, connection: Connection, user: str) -> int:
+        """Return the lowest offset that is not deleted or over the limit; holes are ignored."""
+        user_id, first, last, _ = self._head(connection, user)
         most = self._retention().max_messages
         if first >= 0:
-            return int(max(first, last - most + 1))
+            return max(first, last - most + 1)
         first, sparse_after, gone = connection.execute(
             "SELECT first, sparse_after, gone FROM users WHERE id = ?", (user_id,)
         ).fetchone()
@@ -454,7 +458,7 @@ class SqliteReceipts:
 
     def _data(self, connection: Connection, user: str, offset: int) -> bytes | None:
         """Return the data of a message that the tables still hold."""
-        user_id, _, _, seq = HEAD.unpack(self._head_of(connection, user) or b"")
+        user_id, _, _, seq = self._head(connection, user)
         row = connection.execute(
             "SELECT data FROM sparse WHERE user_id = ? AND offset = ?",
             (user_id, offset),
