@@ -6,7 +6,7 @@
 
 PYTEST_ARGS ?=
 # Most tests wait for something: three processes halve the time on two cores. Each file
-# runs in one process, because its tests share fixtures; long files come first, by name.
+# runs in one process, because its tests share fixtures; the longest one comes first.
 PYTEST_PROCESSES ?= 3
 FAULTS_ARGS ?=
 REDIS ?= valkey-server

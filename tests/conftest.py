@@ -31,6 +31,9 @@ HASH_PLUGINS: Final = ("rabbitmq_sharding", "rabbitmq_consistent_hash_exchange")
 
 _POLL_S: Final = 0.01
 
+# One process runs a whole file: begun late, this one runs alone at the end.
+_LONGEST_FILE: Final = "tests/faults/test_suite_short.py"
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the guard of this process, and scale the time limit of each test."""
@@ -52,7 +55,12 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse tests that share a node id: xdist would run only one of them."""
+    """
+    Run the longest file first, and refuse tests that share a node id.
+
+    xdist would run only one of those.
+    """
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST_FILE))
     shared = [
         node for node, n in Counter(item.nodeid for item in items).items() if n > 1
     ]
