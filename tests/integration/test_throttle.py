@@ -1,7 +1,7 @@
 """Messages of throttled keys from a producer to pages, on each store and on two bridges."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from tests.integration.programs import command, settings_for_program
 from tests.integration.running import (
     RawWindow,
     RunningBridge,
+    Worker,
     open_windows,
     open_worker,
     running_bridge,
@@ -41,15 +42,31 @@ async def bridge_with(
     store: str, broker: LocalNode, namespace: str, folder: Path
 ) -> AsyncIterator[RunningBridge]:
     """Run a bridge with one of the stores."""
-    async with RedisServer.start(folder) as server:
-        urls = {
+    async with AsyncExitStack() as stack:
+        inbox = {
             "memory": "memory:",
             "sqlite": f"sqlite:{folder / 'inbox.sqlite3'}",
-            "redis": server.url,
-        }
-        settings = settings_for(broker, namespace, inbox=urls[store])
-        async with running_bridge(settings) as running:
-            yield running
+        }.get(store)
+        if inbox is None:
+            server = await stack.enter_async_context(RedisServer.start(folder))
+            inbox = server.url
+        settings = settings_for(broker, namespace, inbox=inbox)
+        yield await stack.enter_async_context(running_bridge(settings))
+
+
+async def hold_back(worker: Worker, window: RawWindow, *, last: int) -> str:
+    """
+    Publish the values 0 to `last` of a key, and a message that overtakes the last one.
+
+    Returns:
+        The position of that message, once the window has received it.
+
+    """
+    for number in range(last + 1):
+        await worker.publish("ann", number, properties=throttled(3600))
+    await worker.publish("ann", "plain")
+    await eventually(lambda: window.data() == [0, "plain"])
+    return str(window.events[-1][2])
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -88,11 +105,7 @@ async def test_a_window_that_closes_in_an_interval_receives_the_value_when_it_re
     ):
         url, tokens = running.listening.public_url, [running.token("ann")]
         async with open_windows(url, tokens) as [window]:
-            for number in range(3):
-                await worker.publish("ann", number, properties=throttled(3600))
-            await worker.publish("ann", "plain")
-            await eventually(lambda: window.data() == [0, "plain"])
-            position = str(window.events[-1][2])
+            position = await hold_back(worker, window, last=2)
 
         async with open_windows(url, tokens, position=position) as [window]:
             await eventually(lambda: window.data() == [2])
@@ -112,12 +125,8 @@ async def test_an_ack_does_not_cover_a_value_that_is_held_back(
     ):
         url, tokens = running.listening.public_url, [running.token("ann")]
         async with open_windows(url, tokens, acks="manual") as [window]:
-            for number in range(2):
-                await worker.publish("ann", number, properties=throttled(3600))
-            await worker.publish("ann", "plain")
-            await eventually(lambda: window.data() == [0, "plain"])
-            ack = f'420["ack","{window.events[-1][2]}"]'
-            await window.websocket.send_str(ack)
+            position = await hold_back(worker, window, last=1)
+            await window.websocket.send_str(f'420["ack","{position}"]')
 
         async with open_windows(url, tokens, acks="manual") as [window]:
             await eventually(lambda: window.data() == [1, "plain"])
