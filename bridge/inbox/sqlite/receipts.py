@@ -197,13 +197,13 @@ class SqliteReceipts:
             if offset is None:
                 duplicates.append(message)
                 continue
-            if options.key is not None:
+            if options.tracking is not None:
+                values += self._open(connection, message, offset, options.tracking)
+            if options.key is not None and message.user in self.open:
                 place = (message.user, message.event, options.key)
                 old = keyed.get(place) or self._find(connection, *place)
                 replaced += self._places(message.user, old, old + 1)
                 keyed[place] = offset
-            if options.tracking is not None:
-                values += self._open(connection, message, offset, options.tracking)
         insert(connection, "INSERT INTO receipts", values, columns=5)
         for message in duplicates:
             self._add_duplicate(connection, message)
@@ -233,9 +233,7 @@ class SqliteReceipts:
         return row_id, user_id, offset, at_s, packed
 
     def _find(self, connection: Connection, user: str, event: str, key: str) -> int:
-        """Return the offset of the message with a key; 0 if no receipt needs it."""
-        if user not in self.open:
-            return 0
+        """Return the offset of the message with a key; 0 if there is none."""
         user_id = self._head(connection, user)[0]
         row = connection.execute(
             "SELECT offset FROM sparse WHERE (user_id, event, key) = (?, ?, ?)",
