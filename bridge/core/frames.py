@@ -89,7 +89,6 @@ class EncodedMessages:
 
 def encode_messages(
     messages: Sequence[Stored],
-    *,
     epoch: str,
     read_clock: Callable[[], ClockReading],
     late: Sequence[int] = (),

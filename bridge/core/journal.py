@@ -156,7 +156,7 @@ class Journal:
     def written(
         self, batch: Sequence[Stored], windows: Sequence[int], *, at_s: float
     ) -> None:
-        """Record how many windows each message of `batch` was written to."""
+        """Record how many windows each message of `batch`, all of one user, was written to."""
         columns = self._written
         if len(batch) == 1:
             (stored,) = batch
@@ -166,7 +166,7 @@ class Journal:
             columns.windows.append(windows[0])
             return
         columns.at_s.extend([at_s] * len(batch))
-        columns.users.extend([stored.message.user for stored in batch])
+        columns.users.extend([batch[0].message.user] * len(batch))
         columns.offsets.extend([stored.offset for stored in batch])
         columns.windows.extend(windows)
 

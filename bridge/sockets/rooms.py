@@ -164,6 +164,7 @@ class Rooms:
         tracing: Tracing | None = None,
     ) -> None:
         self._clock = clock
+        self._read_clock = clock.read
         self._metrics = metrics
         self._outbound_bytes = outbound_bytes
         self._catch_up = catch_up
@@ -312,13 +313,14 @@ class Rooms:
                     bytes_max=self._outbound_bytes,
                     budget=self._held_budget,
                 )
-            if room.pending is None:
+            pending = room.pending
+            if pending is None:
                 room.pending = [stored]
                 fed.append(room)
                 if message.published_s is not None:
                     published_s = min(published_s, message.published_s)
             else:
-                room.pending.append(stored)
+                pending.append(stored)
         emitted = 0
         try:
             for room in fed:
@@ -457,9 +459,7 @@ class Rooms:
         if room.held is not None:
             messages = self._hold_back(room, room.held, messages)
             late = room.late
-        encoded = encode_messages(
-            messages, epoch=epoch, read_clock=self._clock.read, late=late
-        )
+        encoded = encode_messages(messages, epoch, self._read_clock, late)
         if group.offset == before and group.windows and not individual:  # nearly always
             windows = self._write_to_group(room, encoded, last)
             if len(encoded.packets) < len(messages):

@@ -107,7 +107,7 @@ def journal_cost() -> None:
             Message(f"user-{n}", "message", DATA, 1.0, secrets.token_hex(16))
             for n in range(size)
         ]
-        stored = [Stored(message, n + 1) for n, message in enumerate(messages)]
+        stored = [Stored(messages[0], n + 1) for n in range(size)]
         offsets, windows = list(range(size)), [1] * size
         journal = Journal()
         rounds = 50_000 // size
