@@ -76,6 +76,11 @@ class Admission:
         self._inbox = inbox
         self._verifier = verifier
         self._metrics = metrics
+        # To find a counter by its label takes twenty times as long as to count.
+        self._connects = {
+            recovered: metrics.connects.labels(recovered=str(recovered).lower())
+            for recovered in (False, True)
+        }
         self._is_open = True
         # How often each session without a client was refused.
         self._refusals: dict[EngineSession, int] = {}
@@ -226,7 +231,7 @@ class Admission:
         recovery_id = kept_id or render_recovery_id(
             Position(window.epoch, window.offset), secrets.token_urlsafe(9)
         )
-        self._metrics.connects.labels(recovered=str(bool(kept_id)).lower()).inc()
+        self._connects[bool(kept_id)].inc()
         # In open mode the session is connected and the CONNECT is answered already.
         return (packets.connect_reply(window.sid, recovery_id),) if is_new else ()
 

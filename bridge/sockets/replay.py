@@ -15,7 +15,7 @@ window receives the messages of each key in their order.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from time import time
 from typing import Final
 
@@ -75,6 +75,13 @@ class ReplayResult:
         )
 
 
+@lru_cache(maxsize=16)  # most windows that connect have missed nothing
+def _sync_of_current(
+    missed: int | None, reason: SyncReason | None, *, is_start_known: bool
+) -> str:
+    return ReplayResult(0, missed, reason, is_start_known).render()
+
+
 class Replayer:
     """
     Brings windows up to date.
@@ -121,8 +128,10 @@ class Replayer:
         """
         is_current = window.offset >= last and not plan.sends_retained
         if is_current and self._rooms.open_gate(window):
-            result = ReplayResult(0, plan.missed, plan.reason, plan.is_start_known)
-            window.session.send(*replies, result.render())
+            sync = _sync_of_current(
+                plan.missed, plan.reason, is_start_known=plan.is_start_known
+            )
+            window.session.send(*replies, sync)
         else:
             window.session.send(*replies)
             self._engine.spawn(self._sync(window, plan), name="replay")
