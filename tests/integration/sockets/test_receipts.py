@@ -47,7 +47,7 @@ async def test_a_stock_client_proves_at_once_that_it_has_a_message(
     await store_tracked(server, 1)
 
     assert await outcomes(server, count=1) == ["message.delivered"]
-    assert pages.data("page") == [1]
+    await eventually(lambda: pages.data("page") == [1])
 
 
 @TRANSPORTS
