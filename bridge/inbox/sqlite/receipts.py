@@ -188,7 +188,7 @@ class SqliteReceipts:
             return
         values: list[object] = []
         duplicates: list[Message] = []
-        replaced: list[int] = []
+        replaced: list[tuple[str, int]] = []
         keyed: dict[tuple[str, str, str], int] = {}  # of these messages
         for message, offset in zip(messages, offsets, strict=True):
             options = message.options
@@ -202,13 +202,19 @@ class SqliteReceipts:
             if options.key is not None and message.user in self.open:
                 place = (message.user, message.event, options.key)
                 old = keyed.get(place) or self._find(connection, *place)
-                replaced += self._places(message.user, old, old + 1)
+                replaced.append((message.user, old))
                 keyed[place] = offset
         insert(connection, "INSERT INTO receipts", values, columns=5)
         for message in duplicates:
             self._add_duplicate(connection, message)
-        if replaced:
-            rows = self._rows(connection, replaced)
+        # Last, because it decides about duplicates, too.
+        closed = [
+            row_id
+            for user, old in replaced
+            for row_id in self._places(user, old, old + 1)
+        ]
+        if closed:
+            rows = self._rows(connection, closed)
             self._decide(connection, rows, absence=ReceiptOutcome.REPLACED)
 
     def _open(

@@ -577,6 +577,25 @@ async def test_a_duplicate_in_one_batch(store: StoreUnderTest) -> None:
     assert len(events) == 3
 
 
+async def test_a_duplicate_of_a_message_that_its_batch_replaces(
+    store: StoreUnderTest,
+) -> None:
+    """It is told the same outcome, in whatever order the three arrive."""
+    duplicates = [tracked(store, message_id="m1", reply_to=each) for each in "bc"]
+    batch = [
+        tracked(store, message_id="m1", key="k", reply_to="a"),
+        duplicates[0],
+        tracked(store, message_id="m2", key="k"),
+        duplicates[1],
+    ]
+    assert await store.inbox.append(batch) == [1, None, 2, None]
+
+    events = await take(store)
+
+    assert told(events) == [("replaced", "m1")] * 3
+    assert {each.reply_to for each in events} == {"a", "b", "c"}
+
+
 async def test_a_duplicate_of_a_message_without_receipt(store: StoreUnderTest) -> None:
     """The store does not know its outcome, so nothing is told."""
     await store.inbox.append([store.message("ann", b"1", message_id="m1")])
