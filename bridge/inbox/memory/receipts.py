@@ -63,6 +63,9 @@ class MemoryReceipts:
         # By the second in which time alone may decide about them. Some are closed already.
         self._due: dict[int, list[Stored]] = {}
         self._seconds: list[int] = []  # the keys of `_due`: a heap
+        # Not due although their second has come. After a jump of the clock these may be more
+        # than one call looks at, so they wait until the others were looked at.
+        self._early: list[Stored] = []
         # The last event about each message that has an id, oldest first.
         self._concluded: dict[tuple[str, str | None], WorkerEvent] = {}
         self._events: dict[int, WorkerEvent] = {}
@@ -176,7 +179,10 @@ class MemoryReceipts:
         for user, offset in found:
             if user in self.open:
                 self._decide(user, self._span(user, offset), at)
-            for each in self.open.get(user, [])[self._span(user, offset)]:
+            self._early += self.open.get(user, [])[self._span(user, offset)]
+        if len(found) < _STEP:  # all were looked at
+            early, self._early = self._early, []
+            for each in early:
                 self._note_due(each, _receipt(each).tracking)
 
     def sweep(self, oldest_id_s: float) -> None:
@@ -190,6 +196,7 @@ class MemoryReceipts:
         if noted > 2 * count + _STALE_MAX:
             self._due.clear()
             self._seconds.clear()
+            self._early.clear()
             for stored in chain.from_iterable(self.open.values()):
                 self._note_due(stored, _receipt(stored).tracking)
 

@@ -765,3 +765,21 @@ async def test_polls_after_a_jump_of_the_wall_clock(store: StoreUnderTest) -> No
 
     store.inbox.mark_delivered("ann", 1)
     assert await told_after_marks(store, 2) == [("delivered", "m1")] * 2
+
+
+async def test_what_is_not_due_after_a_jump_delays_nothing_that_is(
+    store: StoreUnderTest,
+) -> None:
+    """Thousands of deadlines seem to have passed; a store must look beyond them."""
+    for user in range(30):
+        await store.inbox.append(
+            [
+                tracked(store, user=f"u{user}", message_id=f"m{number}", ttl_s=3000)
+                for number in range(90)
+            ]
+        )
+    store.clock.jump(3600)
+    await store.inbox.append([tracked(store, message_id="m1", ttl_s=10)])
+    store.advance(11)
+
+    assert await told_after_marks(store, 1) == [("expired", "m1")]
