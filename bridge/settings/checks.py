@@ -7,18 +7,22 @@ that begins with the name of the setting. No text quotes a value that may be sec
 
 import ipaddress
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from pydantic import SecretStr
 from yarl import URL
 
 from bridge.core.listen_hosts import passed_name, unix_path
-from bridge.core.message import USER_MAX_BYTES as ROUTING_KEY_MAX_BYTES
+from bridge.core.message import USER_MAX_BYTES as SHORT_STRING_MAX_BYTES
 from bridge.core.message import event_problem
 from bridge.core.origins import NULL_ENTRY, WILDCARD
 from bridge.core.redis_address import is_redis, parse_redis
 from bridge.settings.files import read_file
+
+# The names of events, alone or with a value each.
+EventsT = TypeVar("EventsT", bound=Collection[str])
 
 JWT_ALGORITHMS: Final = (
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512",
@@ -79,26 +83,20 @@ def amqp_url_problem(text: str) -> str | None:
     return None
 
 
-def check_page_events(events: tuple[str, ...]) -> tuple[str, ...]:
-    """Check that each event can be a routing key, and is none of bridge's own."""
+def check_events(events: EventsT) -> EventsT:
+    """
+    Check that each event is none of bridge's own, and not too long for AMQP.
+
+    It is a routing key if a page sends it, and the property `type` if a producer does.
+    """
     for event in events:
         problem = event_problem(event)
-        if problem is None and len(event.encode()) > ROUTING_KEY_MAX_BYTES:
-            problem = f"has more than {ROUTING_KEY_MAX_BYTES} bytes"
+        if problem is None and len(event.encode()) > SHORT_STRING_MAX_BYTES:
+            problem = f"has more than {SHORT_STRING_MAX_BYTES} bytes"
         if problem:
             message = f"event {event[:64]!r} {problem}"
             raise ValueError(message)
     return events
-
-
-def check_event_rules(rules: dict[str, float]) -> dict[str, float]:
-    """Check that each name can be that of an event."""
-    for event in rules:
-        problem = event_problem(event)
-        if problem:
-            message = f"event {event[:64]!r} {problem}"
-            raise ValueError(message)
-    return rules
 
 
 def check_management_url(secret: SecretStr) -> SecretStr:

@@ -20,7 +20,7 @@ from bridge.settings.checks import (
     PUBLIC_KEY_ALGORITHMS,
     check_algorithms,
     check_broker_urls,
-    check_event_rules,
+    check_events,
     check_hosts,
     check_inbox,
     check_jwks_url,
@@ -28,7 +28,6 @@ from bridge.settings.checks import (
     check_management_url,
     check_networks,
     check_origins,
-    check_page_events,
     check_retry_delays,
     is_loopback,
     load_public_key_text,
@@ -135,7 +134,7 @@ class Settings(BaseSettings):
     )
 
     # --- requests from pages
-    page_events: Annotated[Words, AfterValidator(check_page_events)] = _fixed(
+    page_events: Annotated[Words, AfterValidator(check_events)] = _fixed(
         (),
         "Events that pages may send to workers (docs/requests.md). Empty: none. They need "
         "`BRIDGE_AUTH=jwt`, because workers rely on the user in their headers.",
@@ -290,7 +289,7 @@ class Settings(BaseSettings):
         "Period in which a repeated `message_id` of the same user is not stored again.",
     )
 
-    undelivered_after: Annotated[DurationsByName, AfterValidator(check_event_rules)] = (
+    undelivered_after: Annotated[DurationsByName, AfterValidator(check_events)] = (
         _reloadable(
             {},
             "Time after which messages of an event count as undelivered, such as "

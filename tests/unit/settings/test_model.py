@@ -147,6 +147,10 @@ def accepted(**values: object) -> Settings:
             "BRIDGE_UNDELIVERED_AFTER: event 'connect' is the reserved name",
         ),
         (
+            {"undelivered_after": {"€" * 100: "45s"}},
+            f"BRIDGE_UNDELIVERED_AFTER: event '{'€' * 64}' has more than 255 bytes",
+        ),
+        (
             {"undelivered_after": "a=8d"},
             "BRIDGE_UNDELIVERED_AFTER: a=8d is longer than BRIDGE_INBOX_MAX_AGE (7d)",
         ),
