@@ -205,7 +205,7 @@ class EventPublisher:
         self._note_success()
         now_s = time()
         for event in events:
-            if event.routing_key in (PresenceChange.ONLINE, PresenceChange.OFFLINE):
+            if event.is_presence:
                 change = PresenceChange(event.routing_key)
                 self._journal.presence(event.user, change, at_s=now_s)
                 continue

@@ -12,7 +12,7 @@ from typing import Final
 
 from bridge.inbox.contract import PresenceStore
 
-# Changes are collected for so long.
+# How long changes are collected.
 _COLLECT_S: Final = 0.1
 # The store decides by the time when it is called.
 _INTERVAL_S: Final = 1.0
@@ -25,7 +25,7 @@ class PresenceReporter:
     Args:
         store: Decides who is online.
         windows_of: Returns the number of windows of a user.
-        users: Returns all users who may have windows.
+        users: Returns all users who have windows.
         debounce_s: How long a user without windows stays online.
 
     """

@@ -170,6 +170,7 @@ def publish(
         MessageOptions(
             is_ephemeral=ephemeral,
             key=key,
+            # Any number: the request checks the value.
             throttle_s=None if throttle is None else 0.0,
             is_retained=retain,
             is_cleared=clear,

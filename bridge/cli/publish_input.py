@@ -22,7 +22,7 @@ from bridge.enums import EVENT_DEFAULT
 from bridge.errors import ConfigError
 
 _STDIN: Final = "-"
-# Of fields whose options are named differently.
+# Fields whose options have other names.
 _OPTIONS: Final = {"user": "USER", "data": "DATA", "ttl_s": "--ttl"}
 _BATCH_MAX: Final = 32
 _READ_AHEAD: Final = 1024
@@ -134,7 +134,7 @@ class PublishInput:
         return request
 
     def _text(self, problem: Problem) -> str:
-        """Return what is wrong; a field that came from an option has the name of that."""
+        """Return what is wrong, with names of options instead of names of fields."""
         field = (problem.pointer or "").partition("/")[2]
         if self._user == _STDIN or not field or not problem.detail.startswith(field):
             return problem.detail

@@ -38,7 +38,7 @@ class Tracking:
     """
     What a producer wants to be told about one message (core/receipts.py).
 
-    Not frozen, as `Receipt` and `WorkerEvent`, because thousands are created per second.
+    Like `Receipt` and `WorkerEvent` not frozen, because thousands are created per second.
 
     Attributes:
         wants_receipt: The final outcome is published.

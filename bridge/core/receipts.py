@@ -16,7 +16,7 @@ import orjson
 from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message
 from bridge.core.message_options import Tracking
-from bridge.enums import ReceiptOutcome
+from bridge.enums import PresenceChange, ReceiptOutcome
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class WorkerEvent:
     @property
     def is_presence(self) -> bool:
         """Whether it says that a user came online or went offline."""
-        return self.routing_key.startswith("user.")
+        return self.routing_key in (PresenceChange.ONLINE, PresenceChange.OFFLINE)
 
     def pack(self) -> bytes:
         """Return the bytes that `unpack_event` reads, without the key."""
@@ -68,7 +68,7 @@ def unpack_event(packed: bytes, *, key: object) -> WorkerEvent:
     head, _, body = packed.partition(b"\n")
     id_, routing_key, user, at_s, reply_to, correlation_id = orjson.loads(head)
     return WorkerEvent(
-        *(id_, routing_key, user, body, at_s, reply_to, correlation_id, key)
+        id_, routing_key, user, body, at_s, reply_to, correlation_id, key
     )
 
 
@@ -103,7 +103,7 @@ class Receipt:
 
     @property
     def late_s(self) -> float | None:
-        """Unix time from which it counts as undelivered; ``None`` if never, or told."""
+        """Unix time from which it counts as undelivered; ``None`` if never, or reported."""
         after_s = self.tracking.undelivered_after_s
         return None if after_s is None else self.message.taken_s + after_s
 

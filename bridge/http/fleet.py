@@ -280,7 +280,7 @@ class FleetView:
         rooms = self._sockets.rooms
         # Copied in the event loop, sorted in a thread: there may be very many users.
         names = await asyncio.to_thread(
-            page_of_names, list(rooms.users), prefix=prefix, after=after, limit=limit
+            page_of_names, rooms.users, prefix=prefix, after=after, limit=limit
         )
         return _UsersAnswer(
             users=[

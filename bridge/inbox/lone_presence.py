@@ -21,7 +21,7 @@ class PresenceDecision:
         seq: The `seq` of all its events.
         online: Users who came online.
         offline: Users who went offline.
-        events: What workers are told.
+        events: What is published for workers.
 
     """
 

@@ -198,8 +198,8 @@ class Rooms:
         return len(self._rooms)
 
     @property
-    def users(self) -> Collection[str]:
-        """The users who have a window."""
+    def users(self) -> list[str]:
+        """A copy of the names of the users who have a window."""
         return [user for user, room in self._rooms.items() if room.windows]
 
     def windows_of(self, user: str) -> Sequence[Window]:

@@ -44,8 +44,8 @@ class MemoryReceipts:
     The receipts of all users.
 
     Attributes:
-        open: Those whose outcome is open: of each user by offset, in order. Duplicates of a
-            message are at its offset.
+        open: The tracked messages of each user whose outcome is open, in the order of their
+            offsets. Duplicates of a message have its offset.
 
     """
 

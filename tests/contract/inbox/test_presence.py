@@ -111,10 +111,9 @@ async def test_nothing_is_reported_about_users_who_were_never_there(
     store: StoreUnderTest,
 ) -> None:
     """A window that opened and closed between two calls."""
-    await note(store, ann=0)
-    store.advance(3)
-    await note(store)
-    assert await take(store) == []
+    await note(store, ann=0, ben=1)
+    await note(store, ben=0)
+    await reported(store, ("ben", "user.online"), ("ben", "user.offline"))
 
 
 @pytest.mark.parametrize("jump_s", [-86_400, 86_400])
