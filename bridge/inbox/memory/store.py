@@ -121,6 +121,7 @@ class MemoryInbox:
     async def append(self, messages: Sequence[Message]) -> list[int | None]:
         """Store `messages`; return the offset of each, ``None`` for a duplicate."""
         now = self._clock.read()
+        now_s, logs, followed = now.now_s, self._logs, self._followed
         fresh: list[Stored] = []
         offsets: list[int | None] = []
         touched: set[str] = set()
@@ -130,12 +131,12 @@ class MemoryInbox:
                 offsets.append(None)
                 self._receipts.add_duplicate(message)
                 continue
-            log = self._logs.get(user)
+            log = logs.get(user)
             if log is None:
                 floor = self._forgotten
                 log = UserLog(last=floor, delivered=floor, forgotten=floor)
-                self._logs[user] = log
-            log.appended_s = now.now_s
+                logs[user] = log
+            log.appended_s = now_s
             if log.sparse is None and (options is None or options.key is None):
                 log.last += 1
                 stored = Stored(message, log.last)
@@ -152,7 +153,7 @@ class MemoryInbox:
             offsets.append(log.last)
             if options is not None and options.tracking is not None:
                 self._receipts.add(stored, options.tracking)
-            if user in self._followed:
+            if user in followed:
                 fresh.append(stored)
         self._trim(touched, now)
         if fresh and self._on_stored is not None:
@@ -160,11 +161,15 @@ class MemoryInbox:
         return offsets
 
     def _trim(self, users: Iterable[str], now: ClockReading) -> None:
+        most, oldest_s = self._limits(now)
         for user in users:
-            trimmed = self._logs[user].trim(self.retention, now)
+            trimmed = self._logs[user].trim(most, oldest_s)
             if trimmed:  # a sweep decides about those that were too old
                 self.trimmed += trimmed
                 self._receipts.settle(user)
+
+    def _limits(self, now: ClockReading) -> tuple[int, float]:
+        return self.retention.max_messages, now.ago(self.retention.max_age_s)
 
     async def state(self, user: str) -> InboxState:
         """Return the first, last and delivered offsets of the inbox of `user`."""
@@ -174,7 +179,7 @@ class MemoryInbox:
         log = self._logs.get(user)
         if log is None:
             return InboxState.empty(self.epoch, self._forgotten)
-        log.trim(self.retention, self._clock.read())
+        log.trim(*self._limits(self._clock.read()))
         return InboxState(
             epoch=self.epoch,
             first=log.first,
@@ -323,9 +328,10 @@ class MemoryInbox:
         now = self._clock.read()
         self._revocations.drop_over(now)
         oldest_s = now.ago(self.retention.dedupe_s)
+        limits = self._limits(now)
         idle: list[str] = []
         for user, log in self._logs.items():
-            log.trim(self.retention, now)
+            log.trim(*limits)
             log.drop_expired(now)
             self._receipts.settle(user)
             if (

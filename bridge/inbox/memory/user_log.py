@@ -162,12 +162,16 @@ class UserLog:
             each for each in chain(sparse, reversed(self.kept)) if each.offset < offset
         )
 
-    def trim(self, retention: Retention, now: ClockReading) -> int:
-        """Delete messages that are too old or over the limit; count the latter."""
+    def trim(self, most: int, oldest_s: float) -> int:
+        """
+        Delete messages above the newest `most`, or taken before the Unix time `oldest_s`.
+
+        Returns:
+            How many were above the limit.
+
+        """
         kept = self.kept
         trimmed = 0
-        most = retention.max_messages
-        oldest_s = now.ago(retention.max_age_s)
         if self.sparse is not None:
             most -= len(self.sparse.messages)
             if most < 0 or self.sparse.oldest_s < oldest_s:
