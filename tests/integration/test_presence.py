@@ -87,7 +87,7 @@ async def test_a_worker_learns_who_comes_and_goes(
             assert [body["windows"] for body in worker.bodies] == [1, 1, 0, 0, 1]
 
 
-async def test_without_the_setting_nothing_is_published(
+async def test_without_the_setting_nothing_reports_presence(
     broker: LocalNode, namespace: str
 ) -> None:
     """It costs nothing then, either."""

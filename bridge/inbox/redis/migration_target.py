@@ -215,14 +215,9 @@ class RedisTarget:
             prefix = self._prefixes[tag]
             packed = pack_receipt(receipt.message, receipt.tracking)
             at_s = due_s(receipt.message, receipt.tracking)
-            place = f"{offset} {user}"
+            due = (repr(inf if at_s is None else at_s), f"{offset} {user}")
             commands.append((tag, (b"ZADD", f"{prefix}w:{user}", offset, packed)))
-            commands.append(
-                (
-                    tag,
-                    (b"ZADD", f"{prefix}d", repr(inf if at_s is None else at_s), place),
-                )
-            )
+            commands.append((tag, (b"ZADD", f"{prefix}d", *due)))
         await self._ask_many(commands)
 
     async def write_events(self, events: Sequence[WorkerEvent]) -> None:

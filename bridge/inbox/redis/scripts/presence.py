@@ -1,8 +1,8 @@
 """
 The script that notes who has windows on a bridge, and decides who is online.
 
-Whether time has passed is told by keys with a time to live, so only the clock of the server
-counts. If it jumps, all of them end at once, and the tag looks like one that was not polled.
+Keys with a time to live measure all times, so only the clock of the server counts. If it jumps,
+all of them end at once, and the tag looks like one that was not polled.
 """
 
 from typing import Final
