@@ -300,7 +300,8 @@ class Settings(BaseSettings):
         100_000,
         "Events for workers, such as receipts, that wait in the inbox store while RabbitMQ "
         "takes none. At this number the oldest about presence are dropped; without those, "
-        "messages that ask for a receipt wait in RabbitMQ, and all that follow them.",
+        "messages with a receipt or a time after which they count as undelivered wait in RabbitMQ, "
+        "and all that follow them.",
     )
 
     presence: bool = _fixed(
