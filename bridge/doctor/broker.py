@@ -215,8 +215,14 @@ async def _check_topology(
         lacks, target.names, url=target.url, may_do_anything=may_do_anything
     )
     may = await may_reply(connection, timeout_s=timeout_s)
-    text = "also go to" if may else "do not go to (no write on amq.default)"
-    yield ok("receipts", f"{text} `reply_to`, besides {target.names.events}")
+    events = target.names.events
+    text = f"go to {events}, and to the `reply_to` of a message"
+    if not may:
+        text = (
+            f"go to {events}, and not to the `reply_to` of a message: no write on "
+            "amq.default (docs/security.md, least permissions)"
+        )
+    yield ok("receipts", text)
 
 
 def _delete_command(title: str, url: URL) -> str:

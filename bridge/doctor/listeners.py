@@ -227,9 +227,17 @@ async def _is_bridge(host: str, port: int, *, scheme: str = "http") -> bool:
 
 
 async def _check_readiness(response: aiohttp.ClientResponse) -> CheckResult:
+    answer = await response.json()
     if response.status == 200:
+        warnings: list[str] = answer.get("warnings", [])
+        if warnings:
+            text = f"is ready; {'; '.join(warnings)}"
+            fix = (
+                "see docs/operations.md, which has a section for each of these warnings"
+            )
+            return warn("running bridge", text, fix=fix)
         return ok("running bridge", "is ready")
-    reasons: list[str] = (await response.json())["reasons"]
+    reasons: list[str] = answer["reasons"]
     text = f"is not ready: {', '.join(reasons)}"
     fix = "see the log of bridge run; it becomes ready when these causes are gone"
     return fail("running bridge", text, fix=fix)

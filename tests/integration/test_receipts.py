@@ -13,7 +13,10 @@ import aio_pika
 import orjson
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from yarl import URL
 
+from bridge.doctor.listeners import check_running_bridge
+from bridge.doctor.results import CheckStatus
 from bridge.settings.model import Settings
 from tests.conftest import eventually
 from tests.integration.operator.api_client import asking
@@ -248,6 +251,11 @@ async def test_a_bridge_that_cannot_publish_events_delivers_and_says_why(
         answer = await health(running)
         assert answer["ready"] is True
         assert "2 events for workers wait to be published" in str(answer["warnings"])
+        port = URL(running.listening.operator_url).port
+        here = settings.model_copy(update={"operator_port": port})
+        [checked, *_] = await check_running_bridge(here)
+        assert checked.status is CheckStatus.WARN
+        assert "is ready; 2 events for workers wait" in checked.text
 
         # As many as may wait: now a message that makes more waits in RabbitMQ.
         await worker.publish(3, message_id="m3")

@@ -165,7 +165,11 @@ async def test_missing_permissions_are_found_and_the_suggested_command_grants_th
     *command, user, configure, write, read = shlex.split(lacking.fix, comments=True)
     assert command == ["rabbitmqctl", "set_permissions", "--vhost", "/"]
     await managed_broker.set_permissions(user, configure, write, read)
-    assert failed(await check_results(chosen)) == {}
+    granted = await check_results(chosen)
+    assert failed(granted) == {}
+    assert granted["receipts"].text.startswith(
+        f"go to {namespace}.events, and not to the `reply_to` of a message: no write"
+    )
 
 
 async def test_a_user_without_any_permission_is_shown_all_of_them(
