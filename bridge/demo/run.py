@@ -302,6 +302,7 @@ def _settings(options: DemoOptions, amqp_url: str, *, say: Say) -> Settings:
             # connection needs a token, and no page of another origin can get one here.
             "dangerously_allow_any_origin": True,
             "inbox": "memory:",
+            "presence": True,
             "page_events": ["job.start", "job.cancel"],
             "drain_timeout": _DRAIN_S,
             "log_level": options.log_level,

@@ -232,6 +232,12 @@ async def test_a_page_that_the_reader_writes_receives_from_the_demo(
 
         items = page.locator("#messages li")
         await expect(items).to_have_text(["for my page", "plain text"])
+
+        async def is_reported_online() -> bool:
+            shown = await asyncio.to_thread(output, "users reader --json")
+            return '"user.online"' in shown
+
+        await eventually(is_reported_online)
         await page.close()
         await demo.end(signal.SIGTERM)
 
