@@ -17,7 +17,14 @@ from rich.text import Text
 from bridge.cli.dead_letter_jobs import discard_letters, redrive_letters
 from bridge.cli.operator_client import OperatorOptions, ask_once, print_json, segment
 from bridge.cli.options import Cursor, DryRun, OfUser, with_option_groups
-from bridge.cli.tables import local_time, print_note, printable, short_time, time_zone
+from bridge.cli.tables import (
+    local_time,
+    print_note,
+    printable,
+    short_time,
+    time_zone,
+    zoned_time,
+)
 from bridge.core.contracts.operator.dead_letters import (
     RATE_DEFAULT_PER_S,
     DeadLetterSelection,
@@ -203,7 +210,7 @@ def show_letter(
     # The explanation includes the reason's sentence.
     left_out = {"properties", "headers", "reason_text"}
     facts = letter.model_dump(mode="json", exclude=left_out)
-    facts["dead_s"] = local_time(letter.dead_s)
+    facts["dead_s"] = zoned_time(letter.dead_s)
     for name, value in facts.items():
         if value is not None:
             label = "dead-lettered" if name == "dead_s" else name.replace("_", " ")

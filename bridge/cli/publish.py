@@ -238,7 +238,7 @@ def _publish_one(
     if body is None:
         print_note(
             f"published, but no outcome within {wait_s:g} s: `bridge trace {message_id}` shows "
-            "whether it waits for a window. If it was delivered, `bridge check` shows whether "
+            "whether it waits for a window. If it does not wait, `bridge check` shows whether "
             "bridge may send receipts to reply_to"
         )
         found = {"message_id": message_id, "outcome": None}

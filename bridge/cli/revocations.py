@@ -14,7 +14,7 @@ from bridge.cli.operator_client import (
     segment,
 )
 from bridge.cli.options import Cursor, Limit, OfUser, with_option_groups
-from bridge.cli.tables import local_time, print_note, print_table
+from bridge.cli.tables import local_time, print_note, print_table, time_zone, zoned_time
 from bridge.core.contracts.control import RevokeRequest
 from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.revocations import RevocationFacts
@@ -75,7 +75,7 @@ def revoke(
     done = ask_once(operator, path, RevocationFacts, method="POST", body=request)
     if operator.json:
         print_json(done)
-    print_note(f"revoked until {local_time(done.until_s)}: {_condition(done)}")
+    print_note(f"revoked until {zoned_time(done.until_s)}: {_condition(done)}")
 
 
 @with_option_groups
@@ -109,8 +109,9 @@ def revocations(
     if operator.json:
         print_json(page)
         return
+    zone = time_zone()
     print_table(
-        ("user", "tokens", "made", "until"),
+        ("user", "tokens", f"made ({zone})", f"until ({zone})"),
         [
             (each.user, _condition(each), *map(local_time, (each.made_s, each.until_s)))
             for each in page.items
@@ -125,7 +126,7 @@ def _condition(facts: RevocationFacts) -> str:
     if facts.jti is not None:
         return f"with jti {facts.jti}"
     if facts.issued_before_s is not None:
-        return f"issued before {local_time(facts.issued_before_s)}"
+        return f"issued before {zoned_time(facts.issued_before_s)}"
     return "all"
 
 

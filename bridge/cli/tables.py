@@ -26,7 +26,7 @@ def printable(text: str) -> str:
 
 
 def local_time(at_s: float | None, *, decimals: int = 0) -> str:
-    """Return a Unix time in the local time zone; `-` if it is `None`."""
+    """Return a Unix time in the local time zone, for a column; `-` if it is `None`."""
     if at_s is None:
         return "-"
     try:
@@ -49,6 +49,11 @@ def short_time(at_s: float | None) -> str:
 def time_zone() -> str:
     """Return the name of the local time zone, for the header of a column of times."""
     return dt.datetime.now(tz=dt.UTC).astimezone().tzname() or "local"
+
+
+def zoned_time(at_s: float | None) -> str:
+    """Return a Unix time with the name of its zone, for a sentence; `-` if it is `None`."""
+    return "-" if at_s is None else f"{local_time(at_s)} {time_zone()}"
 
 
 def plural(number: int, noun: str) -> str:

@@ -6,7 +6,14 @@ import typer
 
 from bridge.cli.operator_client import OperatorOptions, ask_once, print_json, segment
 from bridge.cli.options import with_option_groups
-from bridge.cli.tables import local_time, print_note, print_table, printable
+from bridge.cli.tables import (
+    local_time,
+    print_note,
+    print_table,
+    printable,
+    time_zone,
+    zoned_time,
+)
 from bridge.core.contracts.operator.trace import Trace
 from bridge.enums import ExitCode, Fate
 
@@ -56,10 +63,9 @@ def _print_story(found: Trace) -> None:
         print_note(f"{found.message_id} of {found.user}")
     if found.story:
         several = len({step.bridge for step in found.story if step.bridge}) > 1
+        when = f"when ({time_zone()})"
         print_table(
-            ("when", "stage", "bridge", "what")
-            if several
-            else ("when", "stage", "what"),
+            (when, "stage", "bridge", "what") if several else (when, "stage", "what"),
             [
                 (
                     local_time(step.at_s, decimals=3),
@@ -75,7 +81,7 @@ def _print_story(found: Trace) -> None:
     typer.echo(printable(found.verdict))
     for sentence in found.silent:
         print_note(f"unknown: {sentence}")
-    print_note(f"the journal began at {local_time(found.journal_since_s)}")
+    print_note(f"the journal began at {zoned_time(found.journal_since_s)}")
     if found.others:
         names = ", ".join(found.others[:10])
         print_note(

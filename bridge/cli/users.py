@@ -19,6 +19,7 @@ from bridge.cli.tables import (
     print_table,
     short_time,
     time_zone,
+    zoned_time,
 )
 from bridge.core.contracts.operator.users import (
     CoverageFields,
@@ -57,6 +58,7 @@ def users(
     """
     Show users with their windows, inboxes and last connects.
 
+    A list has the users with a window or an inbox, which begins with their first message.
     `kept` counts the messages in the inbox, which holds the newest of the user's messages,
     at most BRIDGE_INBOX_MAX_MESSAGES. `delivered to` is the offset of the last delivered
     message; offsets count all messages of the user, deleted ones too.
@@ -99,8 +101,9 @@ def users(
     if operator.json:
         print_json(page)
         return
+    connect = f"last connect ({time_zone()})"
     print_table(
-        ("user", "windows", "kept", "waiting", "delivered to", "last connect"),
+        ("user", "windows", "kept", "waiting", "delivered to", connect),
         [
             (
                 each.user,
@@ -146,7 +149,7 @@ def print_user(detail: UserDetail) -> None:
     print_note(
         f"{detail.user}: {count(detail.depth)} kept, "
         f"{count(detail.waiting)} waiting, delivered up to offset "
-        f"{count(detail.delivered)}, last connect {local_time(detail.last_connect_s)}"
+        f"{count(detail.delivered)}, last connect {zoned_time(detail.last_connect_s)}"
     )
     print_table(
         (

@@ -52,5 +52,7 @@ def problem_text(error: ErrorDetails, *, known: Collection[str]) -> str:
         return (
             f"{name}: may contain letters, digits, _ and - only; the rule is {pattern}"
         )
+    if error["type"] in {"bool_parsing", "bool_type"}:
+        return f"{name}: should be true or false"
     text = error["msg"].removeprefix("Value error, ")
     return f"{name}: {text.removeprefix('Input ')}"

@@ -83,6 +83,8 @@ def _sentence(
             return f"{name!r} is not a {noun}, known are {', '.join(known) or 'none'}"
         case "model_type":
             return f"{name or 'the body'} is not a JSON object"
+        case "bool_type":
+            return f"{name} should be true or false"
         case "value_error":
             return f"{name} {details['msg'].removeprefix('Value error, ')}".lstrip()
         case _:

@@ -116,6 +116,11 @@ def test_null_means_absent_for_optional_fields() -> None:
         ({"user": "a", "data": 1, "ttl_s": True}, "/ttl_s", "ttl_s should be a valid"),
         ({"user": "a", "data": 1, "event": ["x"]}, "/event", "event should be a valid"),
         ({"user": "a", "data": 1, "id": 5}, "/id", "id should be a valid string"),
+        (
+            {"user": "a", "data": 1, "receipt": "yes"},
+            "/receipt",
+            "receipt should be true or false",
+        ),
         ({"user": "a", "data": 1, "ttl": 5}, "/ttl", "'ttl' is not a field, known are"),
         ({"user": "a", "data": 1, "a/b~": 5}, "/a~1b~0", "'a/b~' is not a field"),
     ],

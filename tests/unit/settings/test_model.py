@@ -126,6 +126,7 @@ def accepted(**values: object) -> Settings:
             "BRIDGE_MAX_MESSAGE_BYTES: should be greater than 0",
         ),
         ({"log_level": "loud"}, "BRIDGE_LOG_LEVEL: "),
+        ({"presence": "ja"}, "BRIDGE_PRESENCE: should be true or false"),
         (
             {"undelivered_after": "invoice"},
             "BRIDGE_UNDELIVERED_AFTER: 'invoice' is not like NAME=45s",
