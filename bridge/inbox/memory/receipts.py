@@ -159,9 +159,9 @@ class MemoryReceipts:
                 stop = bisect_right(receipts, newest, key=_OFFSET)
                 self._decide(user, slice(stop), self._clock.read())
 
-    def settle_replaced(self, old: Stored | None) -> None:
-        """Decide about the message, if any, that a newer one has replaced."""
-        if old is not None and old.message.user in self.open:
+    def settle_replaced(self, old: Stored) -> None:
+        """Decide about the message that a newer one has replaced."""
+        if old.message.user in self.open:
             span = self._span(old.message.user, old.offset)
             self._decide(old.message.user, span, self._clock.read(), _REPLACED)
 

@@ -131,11 +131,7 @@ class MemoryInbox:
                 offsets.append(None)
                 self._receipts.add_duplicate(message)
                 continue
-            log = logs.get(user)
-            if log is None:
-                floor = self._forgotten
-                log = UserLog(last=floor, delivered=floor, forgotten=floor)
-                logs[user] = log
+            log = logs.get(user) or self._new_log(user)
             log.appended_s = now_s
             if log.sparse is None and (options is None or options.key is None):
                 log.last += 1
@@ -143,7 +139,8 @@ class MemoryInbox:
                 log.kept.append(stored)
             elif log.may_retain(message, self.retention):
                 stored, replaced = log.add_sparse(message)
-                self._receipts.settle_replaced(replaced)
+                if replaced is not None:
+                    self._receipts.settle_replaced(replaced)
             else:
                 if message.id is not None:
                     del self._seen[user, message.id]
@@ -159,6 +156,12 @@ class MemoryInbox:
         if fresh and self._on_stored is not None:
             self._on_stored(fresh)
         return offsets
+
+    def _new_log(self, user: str) -> UserLog:
+        floor = self._forgotten
+        log = UserLog(last=floor, delivered=floor, forgotten=floor)
+        self._logs[user] = log
+        return log
 
     def _trim(self, users: Iterable[str], now: ClockReading) -> None:
         most, oldest_s = self._limits(now)

@@ -39,18 +39,16 @@ class SparseLog:
     def add(self, stored: Stored) -> Stored | None:
         """Add the newest message; return the older one with the same key, which it replaces."""
         message, offset = stored.message, stored.offset
-        replaced = None
-        if message.options is not None and message.options.key is not None:
-            place = (message.event, message.options.key)
+        options, replaced = message.options, None
+        if options is not None and options.key is not None:
+            place = (message.event, options.key)
             old = self.keys.get(place)
             if old is not None:
                 replaced = self.messages.pop(old)
             self.keys[place] = offset
-            if message.options.is_cleared:
+            if options.is_cleared:
                 self.retained.pop(place, None)
-            elif message.options.is_retained or (
-                self.retained and place in self.retained
-            ):
+            elif options.is_retained or (self.retained and place in self.retained):
                 self.retained[place] = stored
         self.messages[offset] = stored
         return replaced
@@ -117,11 +115,12 @@ class UserLog:
 
     def may_retain(self, message: Message, retention: Retention) -> bool:
         """Return whether `message` does not retain one key too many."""
-        options, retained = message.options, self.retained
+        options = message.options
+        if options is None or not options.is_retained:
+            return True
+        retained = self.retained
         return (
-            options is None
-            or not options.is_retained
-            or len(retained) < retention.max_retained
+            len(retained) < retention.max_retained
             or (message.event, options.key) in retained
         )
 
