@@ -272,7 +272,21 @@ def _relevant_entries(
         is_of_several = entry.after is not None
         if is_of_several and not any(_was_written(entry, each) for each in kept):
             continue  # this message was not among them
+        if entry.stage is Stage.DELIVERED and not kept and _was_skipped(facts, entry):
+            continue  # the mark passed it when the newer message was delivered
         yield entry
+
+
+def _was_skipped(facts: TraceFacts, delivered: JournalEntry) -> bool:
+    """Return whether a newer message replaced this one before any window received it."""
+    replaced_s = min(
+        (each.at_s for each in facts.entries if each.stage is Stage.REPLACED),
+        default=inf,
+    )
+    return replaced_s < delivered.at_s and not any(
+        each.stage is Stage.WRITTEN and each.at_s <= replaced_s
+        for each in facts.entries
+    )
 
 
 def _is_about(entry: JournalEntry, letter: StoredDeadLetter) -> bool:

@@ -116,6 +116,21 @@ def test_an_open_receipt_is_shown_with_the_time_of_its_decision() -> None:
     assert [s.at_s for s in only_late.steps if s.stage is Stage.TRACKED] == [109.0]
 
 
+def test_a_message_that_was_replaced_before_it_was_written_was_not_delivered() -> None:
+    """The delivered mark passes it with the newer message, as with x-bridge-throttle."""
+    stored = happened(Stage.STORED, 101.0, offset=5)
+    replaced = happened(Stage.REPLACED, 102.0, offset=6)
+    delivered = happened(Stage.DELIVERED, 103.0, offset=5, text="acked")
+    written = happened(Stage.WRITTEN, 101.5, offset=5, windows=1)
+
+    skipped = story(stored, replaced, delivered, delivered=6)
+    received = story(stored, written, replaced, delivered, delivered=6)
+
+    assert stages(skipped) == [(Stage.STORED, 101.0), (Stage.REPLACED, 102.0)]
+    assert stages(received)[-1] == (Stage.DELIVERED, 103.0)
+    assert skipped.fate is received.fate is Fate.REPLACED
+
+
 def test_a_delivered_message_has_steps_from_publishing_to_delivery() -> None:
     """Every source contributes its part."""
     found = story(
