@@ -307,6 +307,7 @@ async def test_a_deleted_exchange_is_declared_again(
             await stage.add(2)
             await eventually(lambda: stage.publisher.problem is not None)
             assert "no exchange" in str(stage.publisher.problem)
+            assert "restart the workers" in str(stage.publisher.problem)
             await eventually(lambda: stage.outbox.confirmed == ["id-1", "id-2"])
             await bind_worker(stage, namespace)  # the binding was deleted, too
             await stage.add(3)

@@ -215,6 +215,8 @@ class EventChannel:
             reason = close_reason(wire) or CONNECTION_LOST
             if "ACCESS_REFUSED" in reason:
                 reason += "; `bridge check` prints the command that grants it"
+            elif "NOT_FOUND" in reason:
+                reason += "; bridge declares it again: restart the workers, whose bindings are gone"
             raise self._unavailable(reason)
         if self._was_refused:
             problem = "not stored (nack): a queue that is bound to it may be full"
