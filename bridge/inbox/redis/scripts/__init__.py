@@ -16,6 +16,7 @@ The keys of a user; each begins with a prefix that ends in the hash tag of the u
                  - the claims: for each queue the token given out last, in the first tag
                  - events: the number of the last event
                  - presence: the last `seq` of an event about presence
+                 - skipped: how many of `d` seemed due to the last poll, which has not looked at all
                  - lost: when the tag was found without its hash, which it had before
                  - forgotten: the offset after which those of new users start; see
                    inbox/sqlite/schema.py

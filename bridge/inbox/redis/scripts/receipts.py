@@ -182,13 +182,16 @@ local max_bytes, size = tonumber(ARGV[11]), 0
 local out = {string.format('%.6f', server)}
 for i = 16, #ARGV do
   local p = ARGV[i]
-  local due, skip, pages = p .. 'd', 0, 0
+  local due, pages = p .. 'd', 0
+  -- After a jump of the clock, those that are not really due may be more than one poll looks at.
+  local skipped = call('HMGET', p .. 'h', '\\1skipped')[1]
+  local skip = tonumber(skipped or 0)
   repeat
     local found = call('ZRANGEBYSCORE', due, '-inf', rules.now, 'LIMIT', skip, PAGE)
     for _, member in ipairs(found) do
       local offset, user = string.match(member, '^(%d+) (.*)$')
       settle(p, user, rules, offset, offset)
-      -- After a jump of the clock some are not really due. Without receipts one is left over.
+      -- One without receipts is left over.
       if not call('ZRANGEBYSCORE', p .. 'w:' .. user, offset, offset)[1] then
         call('ZREM', due, member)
       elseif tonumber(call('ZSCORE', due, member)) <= rules.now then
@@ -197,6 +200,11 @@ for i = 16, #ARGV do
     end
     pages = pages + 1
   until #found < PAGE or pages == PAGES_MAX
+  if pages == PAGES_MAX then
+    call('HSET', p .. 'h', '\\1skipped', skip)
+  elseif skipped then
+    call('HDEL', p .. 'h', '\\1skipped')
+  end
   local count, events = call('ZCARD', p .. 'e'), {}
   if count > 0 and size < max_bytes then
     local holder = call('GET', p .. 'x')
