@@ -18,7 +18,7 @@ from tests.faults.suite.proxy import Proxy
 from tests.redis_bridges import BridgeInbox, bridge_on, cut_off
 from tests.redis_server import RedisServer
 
-AFTER_S = 2.0 * SLOW_FACTOR
+AFTER_S = 4.0 * SLOW_FACTOR
 # The other bridge has looked at the time often enough to be sure that it would decide.
 LOOK_S = 3.0
 
