@@ -22,6 +22,7 @@ Commands and reports are JSON lines, on standard input and standard output:
 import ctypes
 import json
 import os
+import resource
 import select
 import shutil
 import signal
@@ -38,6 +39,9 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 
 # Killed processes end within milliseconds, except in uninterruptible disk sleep.
 _END_TIMEOUT_S: Final = 10.0
+# RabbitMQ reserves files for its queues, and accepts no connection when they are all reserved:
+# with 1,024, which shells usually allow, after some hundred queues. Its packages set this much.
+_FILES_MAX: Final = 65_536
 
 
 class Keeper:
@@ -118,6 +122,9 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = _FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, _FILES_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     folder = Path(tempfile.mkdtemp(prefix="bridge-node-"))
     try:
         Keeper(folder, wakeups=wakeups).run()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -153,6 +154,22 @@ async def test_a_frozen_node_can_be_killed_and_stopped() -> None:
         pid = kept.pids["sleeper"]
 
     assert not is_alive(pid)
+
+
+async def test_a_node_may_have_many_files_whatever_the_shell_allows() -> None:
+    """With the usual 1024 it accepts no connection any more after some hundred queues."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        async with KeptProcesses.open() as kept:
+            environment = {"PATH": os.environ["PATH"]}
+            await kept.start("shell", ["sh", "-c", "ulimit -n"], environment)
+            await kept.wait_until_ended("shell", within_s=10 * SLOW_FACTOR)
+            output = (kept.folder / "shell.out").read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert int(output) == min(hard, 65536)
 
 
 async def test_processes_that_leave_their_group_are_ended_too() -> None:
