@@ -6,6 +6,7 @@ A missing RabbitMQ fails the run; no test is skipped.
 
 import asyncio
 import os
+import resource
 import secrets
 import time
 from collections import Counter
@@ -21,6 +22,10 @@ from blockbuster import blockbuster_ctx
 
 from tests.guard import TEMPORARY_ROOT, start_guard
 from tests.local_node import LocalNode
+
+# Some tests open a thousand windows, and shells usually allow 1,024 files.
+_, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
 
 # Scales every time limit of the tests for slow machines. The name does not begin with
 # BRIDGE_, because the bridge refuses unknown settings.

@@ -155,11 +155,11 @@ async def test_an_append_that_was_delayed_in_the_network_is_refused(
     async with second_bridge(bridge_setup, broker, namespace) as second:
         await publish_once(worker, 1, 2)
         await store.becomes(1, 2)
+        intake = bridge_setup.first.bridge.components.intake
+        await eventually(lambda: intake.in_flight == 0)  # it has the store's reply
         bridge_setup.to_store.freeze()
         await publish(worker, 3, 4, 5)
-        await eventually(
-            lambda: bridge_setup.first.bridge.components.intake.in_flight == 3
-        )
+        await eventually(lambda: intake.in_flight == 3)
 
         bridge_setup.lose_queue()
         await publish(worker, 6)

@@ -42,7 +42,7 @@ async def test_no_message_is_lost_under_any_kind_of_fault(tmp_path: Path) -> Non
         ("forget_retained", "pages reloaded", 2, Violation.RETAINED),
         ("forget_events", "RabbitMQ: cut", 2, Violation.UNREPORTED),
         ("publish_before_commit", "kill -9 at a random", 6, Violation.CHANGED),
-        ("forget_late", "and bridge: frozen", 2, Violation.NOT_LATE),
+        ("forget_late", "and bridge: frozen", 4, Violation.NOT_LATE),
     ],
 )
 async def test_the_checker_detects_a_bridge_with_a_defect(

@@ -415,7 +415,11 @@ def _confirm_late(method: Method) -> Method:
 
 def forget_late() -> None:
     """Never report a message as undelivered."""
-    setattr(Receipt, "_late_s", None)  # noqa: B010 - the defect
+
+    def is_late(self: Receipt, at: ClockReading) -> bool:  # noqa: ARG001
+        return False
+
+    Receipt.is_late = is_late  # type: ignore[method-assign] # the defect
 
 
 def forget_reports() -> None:
