@@ -1,7 +1,8 @@
 """Receipts in a file, without the threads of the store."""
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 
 from bridge.clock import SteadyClock
 from bridge.core.message import Message
@@ -15,21 +16,34 @@ from bridge.inbox.sqlite.unindexed import HEAD, UnindexedTail
 RETENTION = Retention(max_messages=100, max_age_s=1000, dedupe_s=60)
 
 
-def test_bridge_is_woken_after_the_commit_of_an_event() -> None:
-    """Another write that ends between the decision and its commit must not use up the call."""
-    woken: list[int] = []
-    receipts = SqliteReceipts(
-        UnindexedTail(round_entries=10),
-        head_of=lambda _, __: None,
-        retention=lambda: RETENTION,
-        clock=SteadyClock(),
-    )
-    receipts.on_events(lambda: woken.append(1))
-    event = WorkerEvent("1.dead", "message.dead", "ann", b"{}", 1.0)
-    with closing(sqlite3.connect(":memory:")) as connection:
+@contextmanager
+def ann_in_a_file() -> Iterator[sqlite3.Connection]:
+    """Open an empty file with the tables of an inbox, and the user ann."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         for steps in MIGRATIONS:
             for step in steps:
                 connection.execute(step)
+        connection.execute("INSERT INTO users (id, user, first) VALUES (1, 'ann', 1)")
+        yield connection
+
+
+def receipts_of(heads: Mapping[str, bytes], clock: SteadyClock) -> SqliteReceipts:
+    """Return the receipts of users whose heads are given."""
+    return SqliteReceipts(
+        UnindexedTail(round_entries=10),
+        head_of=lambda _, user: heads.get(user),
+        retention=lambda: RETENTION,
+        clock=clock,
+    )
+
+
+def test_bridge_is_woken_after_the_commit_of_an_event() -> None:
+    """Another write that ends between the decision and its commit must not use up the call."""
+    woken: list[int] = []
+    receipts = receipts_of({}, SteadyClock())
+    receipts.on_events(lambda: woken.append(1))
+    event = WorkerEvent("1.dead", "message.dead", "ann", b"{}", 1.0)
+    with ann_in_a_file() as connection:
         receipts.begin(connection)
         receipts.put(connection, [(event, None)])
 
@@ -50,19 +64,10 @@ def test_a_mark_counts_if_the_decision_that_it_met_is_rolled_back() -> None:
     """Until a commit the receipt is open, so the mark must decide about it afterwards."""
     clock = SteadyClock()
     heads = {"ann": HEAD.pack(1, 1, 1, 0)}
-    receipts = SqliteReceipts(
-        UnindexedTail(round_entries=10),
-        head_of=lambda _, user: heads[user],
-        retention=lambda: RETENTION,
-        clock=clock,
-    )
+    receipts = receipts_of(heads, clock)
     options = MessageOptions(tracking=Tracking(wants_receipt=True, id="1"))
     message = Message("ann", "message", b"1", clock.wall_s(), "m-1", options=options)
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        for steps in MIGRATIONS:
-            for step in steps:
-                connection.execute(step)
-        connection.execute("INSERT INTO users (id, user, first) VALUES (1, 'ann', 1)")
+    with ann_in_a_file() as connection:
         connection.execute("BEGIN")
         receipts.begin(connection)
         receipts.add(connection, [message], [1])
@@ -90,20 +95,11 @@ def test_a_mark_that_moves_during_a_transaction_counts_before_later_times() -> N
     now_s = 1000.0
     clock = SteadyClock(wall=lambda: now_s, real=lambda: now_s)
     heads = {"ann": HEAD.pack(1, 1, 1, 0)}
-    receipts = SqliteReceipts(
-        UnindexedTail(round_entries=10),
-        head_of=lambda _, user: heads[user],
-        retention=lambda: RETENTION,
-        clock=clock,
-    )
+    receipts = receipts_of(heads, clock)
     tracking = Tracking(wants_receipt=True, undelivered_after_s=1.0, id="1")
     options = MessageOptions(tracking=tracking)
     message = Message("ann", "message", b"1", now_s, "m-1", options=options)
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        for steps in MIGRATIONS:
-            for step in steps:
-                connection.execute(step)
-        connection.execute("INSERT INTO users (id, user, first) VALUES (1, 'ann', 1)")
+    with ann_in_a_file() as connection:
         receipts.begin(connection)
         receipts.add(connection, [message], [1])
         receipts.after_commit()
