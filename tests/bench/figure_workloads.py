@@ -238,7 +238,10 @@ async def rate(run: FigureRun) -> Figures:
 async def _highest_rate(run: FigureRun, stage: Stage, some: list[str]) -> float:
     size = run.size
     tried = size.rate_from
-    while await _is_held(run, stage, some, tried, size.try_s):
+    # A single pause of a shared machine must not end the search, so each rate has two tries.
+    while await _is_held(run, stage, some, tried, size.try_s) or await _is_held(
+        run, stage, some, tried, size.try_s
+    ):
         tried *= size.rate_step
     while tried > size.rate_from / 4:
         tried /= size.rate_step
