@@ -3,6 +3,7 @@ The bench: the bridge and simpler servers, on the same workloads in one run.
 
     python -m tests.bench                          five rounds, about 25 minutes
     python -m tests.bench --rounds 1 --only steady --servers memory,node
+    python -m tests.bench --all-cores --rounds 3   all servers on all processors
     python -m tests.bench --profile                CPU time of the bridge by stage
     python -m tests.bench --leak                   memory over a long run; ten minutes
 
@@ -21,9 +22,15 @@ import orjson
 from tests.bench import leak, profile
 from tests.bench.go_peer import choose_servers, missing_here
 from tests.bench.plots import draw
-from tests.bench.report import print_progress, report_lines, write_part
+from tests.bench.report import figure_lines, print_progress, report_lines, write_part
 from tests.bench.results import Results
-from tests.bench.run import DEFAULT_WORKLOADS, BenchPlan, open_world, run
+from tests.bench.run import (
+    ALL_CORES_WORKLOADS,
+    DEFAULT_WORKLOADS,
+    BenchPlan,
+    open_world,
+    run,
+)
 from tests.bench.servers import SERVER_KINDS
 from tests.bench.workloads import WORKLOADS, Scale
 
@@ -44,7 +51,7 @@ def main() -> int:
             part = "profile"
         else:
             lines = _compare(given)
-            part = "run"
+            part = "all-cores" if given.all_cores else "run"
     except KeyboardInterrupt:
         print_progress("stopped")
         return 130
@@ -58,13 +65,16 @@ def _compare(given: argparse.Namespace) -> Sequence[str]:
     scale = Scale()
     if given.seconds is not None:
         scale = replace(scale, seconds=given.seconds)
+    default = ALL_CORES_WORKLOADS if given.all_cores else DEFAULT_WORKLOADS
     plan = BenchPlan(
-        works=given.only or DEFAULT_WORKLOADS,
+        works=given.only or default,
         servers=given.servers,
         rounds=given.rounds,
         scale=scale,
     )
-    results = asyncio.run(_run(plan))
+    results = asyncio.run(_run(plan, is_pinned=not given.all_cores))
+    if given.all_cores:
+        return tuple(figure_lines(results))
     if given.report is not None:
         facts = orjson.dumps(results.as_json(), option=orjson.OPT_INDENT_2)
         given.report.with_suffix(".json").write_bytes(facts + b"\n")
@@ -72,8 +82,8 @@ def _compare(given: argparse.Namespace) -> Sequence[str]:
     return tuple(report_lines(results))
 
 
-async def _run(plan: BenchPlan) -> Results:
-    async with open_world(print_progress) as world:
+async def _run(plan: BenchPlan, *, is_pinned: bool) -> Results:
+    async with open_world(print_progress, is_pinned=is_pinned) as world:
         return await run(plan, world, report=print_progress)
 
 
@@ -110,6 +120,11 @@ def _parse() -> argparse.Namespace:
         "--report",
         type=Path,
         help="a page with markers, to write the tables into; JSON and PNG go beside it",
+    )
+    add(
+        "--all-cores",
+        action="store_true",
+        help="pin nothing: all servers, the broker and the windows share all processors",
     )
     add("--profile", action="store_true", help="instead, measure CPU time by stage")
     add("--leak", action="store_true", help="instead, measure memory over a long run")

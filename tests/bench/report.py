@@ -74,10 +74,14 @@ def figure_lines(results: Results) -> Iterable[str]:
     rounds = len(results.rounds)
     yield f"Medians of {rounds} round{'s' if rounds > 1 else ''}; least to most in brackets."
     yield ""
-    yield "| |" + "".join(f" {title} |" for title in _TITLES.values())
-    yield "|---|" + "---|" * len(_TITLES)
+    measured = {
+        name for works in results.rounds for each in works.values() for name in each
+    }
+    names = [name for name in _TITLES if name in measured]
+    yield "| |" + "".join(f" {_TITLES[name]} |" for name in names)
+    yield "|---|" + "---|" * len(names)
     for work, figure, text, digits in _ROWS:
-        spreads = [results.spread(work, name, figure) for name in _TITLES]
+        spreads = [results.spread(work, name, figure) for name in names]
         if any(spreads):
             cells = "".join(f" {_cell(spread, digits)} |" for spread in spreads)
             yield f"| {text} |{cells}"

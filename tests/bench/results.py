@@ -74,6 +74,9 @@ def _against_node() -> Iterable[Target]:
         ("memory of an idle window", "window_kib", 0.3),
     ):
         yield Target(text, "memory", "crowd", figure, at_most, "node")
+    text = "saturated, with a receipt for each message"
+    for server, at_most in (("memory", 1.0), ("sqlite", 1.25)):
+        yield Target(text, server, "receipts", "us", at_most, "node")
     text = "request of a page to a worker and back"
     yield Target(text, "memory", "requests", "us", 1.0, "node")
 

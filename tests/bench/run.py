@@ -24,15 +24,19 @@ FLOOR: Final = "floor"
 DEFAULT_WORKLOADS: Final = (
     *("saturated", "receipts", "steady", "fanout", "crowd", "few", "requests"),
 )
-_BRIDGES_ONLY: Final = frozenset({"few", "receipts"})
+ALL_CORES_WORKLOADS: Final = ("saturated", "steady")
+_BRIDGES_ONLY: Final = frozenset({"few"})
 # Workloads that only some servers know, and what these need for it.
-_SERVERS_OF: Final = {"requests": frozenset({"memory", "node"})}
+_SERVERS_OF: Final = {
+    "requests": frozenset({"memory", "node"}),
+    "receipts": frozenset({"memory", "sqlite", "node", "bare"}),
+}
 _SETTINGS_OF: Final = {
     "requests": {"BRIDGE_PAGE_EVENTS": REQUEST_EVENT, "EVENT": REQUEST_EVENT}
 }
 # Servers that only some workloads measure.
 _WORKLOADS_OF: Final = {
-    "bare": frozenset({"saturated", "steady", "crowd"}),
+    "bare": frozenset({"saturated", "receipts", "steady", "crowd"}),
     "node-each": frozenset({"saturated", "steady"}),
 }
 
@@ -57,14 +61,18 @@ class BenchWorld:
 
 
 @asynccontextmanager
-async def open_world(report: Callable[[str], None]) -> AsyncIterator[BenchWorld]:
+async def open_world(
+    report: Callable[[str], None], *, is_pinned: bool = True
+) -> AsyncIterator[BenchWorld]:
     """
     Start a broker, and pin it and this process to processors that the servers do not use.
+
+    Unless `is_pinned`, all share all processors.
 
     The folder for stores is in the checkout: temporary folders are often in memory, but the
     cost of a store depends on its disk.
     """
-    pin = processors()
+    pin = processors() if is_pinned else Processors("any", "any")
     before = os.sched_getaffinity(0)
     if pin.others != "any":
         os.sched_setaffinity(0, {int(number) for number in pin.others.split(",")})

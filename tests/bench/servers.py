@@ -169,7 +169,7 @@ async def running(
             sys.executable,
             *("-m", "tests.bench.run_pinned", pin.server),
             *command,
-            env={**_environment(kind, broker_url, folder), **settings},
+            env={**_environment(kind, broker_url, folder, pin), **settings},
             cwd=ROOT,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -205,18 +205,21 @@ def _command(kind: ServerKind) -> tuple[str, ...]:
             return (sys.executable, "-m", "bridge", "run")
 
 
-def _environment(kind: ServerKind, broker_url: str, folder: Path) -> Mapping[str, str]:
+def _environment(
+    kind: ServerKind, broker_url: str, folder: Path, pin: Processors
+) -> Mapping[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("BRIDGE_")}
     if not kind.inbox:
         return kept | {
             "AMQP_URL": broker_url,
             "EXCHANGE": kind.names.messages,
             "QUEUE": kind.names.inbound_queue(),
+            "EVENTS": kind.names.events,
             "REQUESTS": kind.names.requests,
             "JWT_SECRET": SECRET,
             "NODE_PATH": str(ROOT / "tests" / "node_modules"),
             # Go; the others use one core at a time as they are.
-            "GOMAXPROCS": "1",
+            "GOMAXPROCS": "1" if pin.server != "any" else str(os.cpu_count()),
             "ACK_EACH": "1" if kind.name == "node-each" else "100",
         }
     path = folder / f"{kind.name}.sqlite3" if kind.inbox == "sqlite:" else ""

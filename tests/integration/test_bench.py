@@ -67,11 +67,12 @@ async def test_the_bench_compares_messages_with_receipts_with_those_without(
 ) -> None:
     """The work ends when a worker has the receipt of each message."""
     world = BenchWorld(broker.url, tmp_path, Processors("any", "any"))
-    plan = BenchPlan(("saturated", "receipts"), ("sqlite", "node"), 1, TINY)
+    servers = ("sqlite", "node", "node-each", "bare")
+    plan = BenchPlan(("saturated", "receipts"), servers, 1, TINY)
 
     results = await run(plan, world, report=print)
 
-    assert results.rounds[0]["receipts"].keys() == {"sqlite"}
+    assert results.rounds[0]["receipts"].keys() == {"sqlite", "node", "bare"}
     assert "saturated, with receipts / without" in {
         ratio.target.text for ratio in results.ratios()
     }

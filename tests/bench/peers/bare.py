@@ -2,8 +2,9 @@
 The minimum cost of a message in one process: the bare system calls.
 
 It waits with epoll, receives deliveries, sends each message to the window of its user, and
-acks them together. It checks no token, understands only complete deliveries of AMQP, and
-supports one window per user, so it is not usable as a server.
+acks them together. It publishes a receipt for each message with headers, without waiting for
+a sign of the window or for confirms. It checks no token, understands only complete deliveries
+of AMQP, and supports one window per user, so it is not usable as a server.
 """
 
 import base64
@@ -11,7 +12,11 @@ import json
 import os
 import select
 import socket
+from datetime import UTC, datetime
 from struct import Struct
+from typing import Final
+
+import orjson
 
 from bridge.core.frames import event_packet, text_frame
 from tests.bench.publisher import RawPublisher
@@ -20,17 +25,23 @@ from tests.unit.amqp import wire
 _FRAME = Struct(">BHI").unpack_from
 _HEAD_BYTES = 7
 _DELIVER = b"\x00\x3c\x00\x3c"
+_HEADERS = 0x20  # in the first byte of the flags of the properties
+# Content type, delivery mode and message id.
+_EVENT_FLAGS: Final = b"\x90\x80" + wire.short(b"application/json") + b"\x02"
 
 
 class Consumer(RawPublisher):
     """A connection that also consumes."""
 
-    def consume(self, exchange: bytes, queue: bytes, prefetch: int) -> socket.socket:
-        """Declare exchange and queue, start to consume, and return the socket."""
+    def consume(
+        self, exchange: bytes, queue: bytes, events: bytes, prefetch: int
+    ) -> socket.socket:
+        """Declare exchanges and queue, start to consume, and return the socket."""
         kind = wire.short(b"x-queue-type") + b"S" + wire.long(b"quorum")
         durable = b"\x02"
         calls = (
             (40, 10, wire.short(exchange) + wire.short(b"topic"), b"\0\0\0\0", 11),
+            (40, 10, wire.short(events) + wire.short(b"topic"), b"\0\0\0\0", 11),
             (50, 10, wire.short(queue), wire.long(kind), 11),
         )
         for class_id, method, names, arguments, answer in calls:
@@ -59,10 +70,32 @@ def accept_window(listener: socket.socket, windows: dict[bytes, socket.socket]) 
     connection.sendall(text_frame(b"40{}"))
 
 
-def deliver(data: bytes, windows: dict[bytes, socket.socket]) -> tuple[int, int]:
-    """Send the complete deliveries; return their number and their bytes."""
+def receipt(events: bytes, user: bytes, tag: bytes) -> bytes:
+    """Return the frames of a receipt."""
+    body = {
+        "message_id": None,
+        "user": user.decode(),
+        "event": "message",
+        "outcome": "delivered",
+        "at": datetime.now(UTC),
+        "delay_ms": 0,
+    }
+    return wire.publish(
+        1,
+        events,
+        b"message.delivered",
+        raw_properties=_EVENT_FLAGS + wire.short(tag.hex().encode() + b".delivered"),
+        body=orjson.dumps(body),
+    )
+
+
+def deliver(
+    data: bytes, windows: dict[bytes, socket.socket], events: bytes
+) -> tuple[int, int, bytes]:
+    """Send the complete deliveries; return their number, their bytes and their receipts."""
     at = count = 0
     end = len(data)
+    receipts: list[bytes] = []
     while end - at >= _HEAD_BYTES + len(_DELIVER):
         _, _, size = _FRAME(data, at)
         head = at + size + 8
@@ -84,16 +117,21 @@ def deliver(data: bytes, windows: dict[bytes, socket.socket]) -> tuple[int, int]
         user = data[key + 1 : key + 1 + data[key]]
         packet = event_packet("message", data[body + 7 : stop - 1], "p")
         windows[user].send(text_frame(packet))
+        if data[head + 19] & _HEADERS:
+            tag = at + 12 + data[at + 11]
+            receipts.append(receipt(events, user, data[tag : tag + 8]))
         at = stop
         count += 1
-    return count, at
+    return count, at, b"".join(receipts)
 
 
 def main() -> None:
     """Serve until the process is killed."""
     consumer = Consumer(os.environ["AMQP_URL"])
-    exchange, queue = os.environ["EXCHANGE"].encode(), os.environ["QUEUE"].encode()
-    broker = consumer.consume(exchange, queue, 4000)
+    exchange, queue, events = (
+        os.environ[name].encode() for name in ("EXCHANGE", "QUEUE", "EVENTS")
+    )
+    broker = consumer.consume(exchange, queue, events, 4000)
     windows: dict[bytes, socket.socket] = {}
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     print(f"listening {listener.getsockname()[1]}", flush=True)
@@ -107,11 +145,12 @@ def main() -> None:
                 accept_window(listener, windows)
                 continue
             held += broker.recv(1 << 18)
-            count, end = deliver(held, windows)
+            count, end, receipts = deliver(held, windows, events)
             held = held[end:]
             if count:
                 tag += count
-                broker.send(wire.method(1, 80, tag.to_bytes(8, "big") + b"\1"))
+                ack = wire.method(1, 80, tag.to_bytes(8, "big") + b"\1")
+                broker.sendall(receipts + ack)
 
 
 main()

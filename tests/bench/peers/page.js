@@ -1,7 +1,8 @@
 // A plain Node server: RabbitMQ to Socket.IO rooms, with tokens checked. It uses the defaults
 // of all libraries, except that acks are batched. ACK_EACH=1 acks each message, as the
 // documentation of amqplib shows. With EVENT, pages may send requests for it to workers, by
-// direct reply-to and with confirms, as bridge does.
+// direct reply-to and with confirms, as bridge does. A message that asks for a receipt gets one
+// right after its emit: there is no proof that a window received it, and a crash loses it.
 "use strict";
 
 const http = require("node:http");
@@ -10,7 +11,7 @@ const amqp = require("amqplib");
 const jwt = require("jsonwebtoken");
 const { Server } = require("socket.io");
 
-const { AMQP_URL, EXCHANGE, QUEUE, JWT_SECRET, REQUESTS, EVENT } = process.env;
+const { AMQP_URL, EXCHANGE, QUEUE, EVENTS, JWT_SECRET, REQUESTS, EVENT } = process.env;
 const REQUEST_TIMEOUT_MS = 10_000;
 const PREFETCH = 4000;
 const ACK_EACH = Number(process.env.ACK_EACH ?? 100);
@@ -76,9 +77,30 @@ async function serveRequests(connection) {
   });
 }
 
+function sendReceipt(channel, message) {
+  const { messageId } = message.properties;
+  const now = Date.now();
+  const body = {
+    message_id: messageId,
+    user: message.fields.routingKey,
+    event: "message",
+    outcome: "delivered",
+    at: new Date(now).toISOString(),
+    delay_ms: 0,
+  };
+  channel.publish(EVENTS, "message.delivered", Buffer.from(JSON.stringify(body)), {
+    persistent: true,
+    contentType: "application/json",
+    messageId: `${message.fields.deliveryTag}.delivered`,
+    timestamp: Math.floor(now / 1000),
+  });
+}
+
 async function main() {
   const connection = await amqp.connect(AMQP_URL);
   const channel = await connection.createChannel();
+  const events = await connection.createConfirmChannel();
+  await events.assertExchange(EVENTS, "topic", { durable: true });
   await channel.assertExchange(EXCHANGE, "topic", { durable: true });
   await channel.assertQueue(QUEUE, { durable: true, arguments: { "x-queue-type": "quorum" } });
   await channel.bindQueue(QUEUE, EXCHANGE, "#");
@@ -97,6 +119,7 @@ async function main() {
     if (message === null) process.exit(1);
     const data = JSON.parse(message.content.toString());
     io.to(`user:${message.fields.routingKey}`).emit("message", data);
+    if (message.properties.headers?.["x-bridge-receipt"]) sendReceipt(events, message);
     last = message;
     unacked += 1;
     if (unacked >= ACK_EACH) ack();
