@@ -1,5 +1,6 @@
 """Workers learn who is online, on one bridge with each store, and after it was killed."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -122,3 +123,32 @@ async def test_users_who_stay_away_after_a_crash_are_reported(
         ):
             await eventually(lambda: len(worker.changes) > 2, within_s=60)
             assert worker.changes[2:] == [("ann", "offline")]
+
+
+async def test_users_who_left_before_redis_was_emptied_are_reported(
+    broker: LocalNode, namespace: str, tmp_path: Path
+) -> None:
+    """The debounce of a user who left is in Redis, and is lost with it."""
+    async with RedisServer.start(tmp_path) as server:
+        settings = settings_for(
+            broker,
+            namespace,
+            inbox=server.url,
+            presence="true",
+            # Redis must be empty before it is over.
+            presence_debounce=f"{2 * SLOW_FACTOR:g}s",
+        )
+        async with (
+            running_bridge(settings) as running,
+            presence_worker(broker, namespace) as worker,
+        ):
+            url = running.listening.public_url
+            ann, ben = running.token("ann"), running.token("ben")
+            async with open_windows(url, [ann]):
+                async with open_windows(url, [ben]):
+                    await eventually(lambda: len(worker.changes) == 2)
+                await asyncio.to_thread(server.command, "FLUSHALL")
+                await eventually(
+                    lambda: ("ben", "offline") in worker.changes, within_s=60
+                )
+                await eventually(lambda: worker.changes.count(("ann", "online")) == 2)

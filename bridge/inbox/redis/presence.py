@@ -5,12 +5,16 @@ For each tag with users, a bridge has a session with a lease, which it renews as
 When the lease of a session is over, any bridge ends it: its users leave, as if their windows had
 closed. A bridge whose session has ended, or that cannot know what the server has stored, begins
 another one and notes all of its users again. So an outage, a failover that loses writes, and a
-bridge that stood still need no rules of their own.
+bridge that stood still need no rules of their own. Only users who have left are not noted again:
+a bridge remembers them until they must be offline, and notes that they left when the epoch of
+the tag changes, because the server may have lost it.
 """
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
 from math import ceil, inf
 from typing import Final
 
@@ -35,7 +39,8 @@ _UNUSED_MS: Final = 7 * 86_400_000
 # Of one server in one call. It bounds how long the server is busy when a bridge has ended.
 _TAGS_PER_CALL: Final = 16
 
-_NO_SESSION: Final = ("", 0)
+# In place of the number of windows: the user left, and the server may have lost that.
+_LEFT: Final = -1
 
 # For each user the name and the number of windows.
 _Users = Sequence[Argument]
@@ -46,6 +51,47 @@ def unpack_presence(element: bytes) -> WorkerEvent:
     windows, at_ms, seq, user = element[1:].decode().split(" ", 3)
     at_s = int(at_ms) / 1000
     return presence_event(user, windows=int(windows), at_s=at_s, seq=int(seq))
+
+
+@dataclass(slots=True)
+class _TagPresence:
+    """
+    What one bridge knows about the presence of the users of a tag.
+
+    Attributes:
+        session: The name of its session; empty if it has none, or does not know its state.
+        calls: How many calls the session has made.
+        seq: The last one that it has seen.
+        epoch: At the last call; ``None`` before the first.
+        left: Users whose last window here has closed, and since when by real time, the earliest
+            first. They are forgotten when they must be offline.
+        has_lost: Whether the server may have lost that they left.
+
+    """
+
+    session: str = ""
+    calls: int = 0
+    seq: int = 0
+    epoch: bytes | None = None
+    left: dict[str, float] = field(default_factory=dict)
+    has_lost: bool = False
+
+    def note_epoch(self, epoch: bytes, real_s: float) -> None:
+        """Note the epoch, which changes whenever the server may have lost writes."""
+        if self.epoch not in (None, epoch):
+            self.has_lost = True
+            self.remember_longer(real_s)
+        self.epoch = epoch
+
+    def remember_longer(self, real_s: float) -> None:
+        """Let the time until users must be offline begin now."""
+        self.left = dict.fromkeys(self.left, real_s)
+
+    def forget_before(self, left_s: float) -> None:
+        """Forget users who have left before this time."""
+        left = self.left
+        for user in list(takewhile(lambda user: left[user] < left_s, left)):
+            del left[user]
 
 
 class RedisPresence:
@@ -76,8 +122,7 @@ class RedisPresence:
         self._timing = timing
         self._on_event = on_event
         self._tags_per_call = 1 if is_cluster else _TAGS_PER_CALL
-        # Of each tag: the name of the session, and how many calls it has made.
-        self._sessions: dict[int, tuple[str, int]] = {}
+        self._tags = [_TagPresence() for _ in servers.prefixes]
         self._poll_due_s = -inf
 
     async def note(
@@ -85,13 +130,22 @@ class RedisPresence:
     ) -> Callable[[str], bool] | None:
         """Note windows, and decide who is online; see `PresenceStore`."""
         users: dict[int, list[Argument]] = {}
-        for user, count in windows.items():
-            users.setdefault(tag_of(user), []).extend((user, count))
         real_s = self._clock.real_s()
+        for user, count in windows.items():
+            tag = tag_of(user)
+            users.setdefault(tag, []).extend((user, count))
+            left = self._tags[tag].left
+            left.pop(user, None)
+            if not count:
+                left[user] = real_s
         if real_s >= self._poll_due_s:
             self._poll_due_s = real_s + self._timing.presence_poll_s
-            for tag in range(len(self._servers.prefixes)):
+            for tag in range(len(self._tags)):
                 users.setdefault(tag, [])
+        for tag, of_tag in users.items():
+            if self._tags[tag].has_lost:
+                for user in self._tags[tag].left:
+                    of_tag.extend((user, _LEFT))
         tags, size = list(users), self._tags_per_call
         parts = [tags[start : start + size] for start in range(0, len(tags), size)]
         calls = (
@@ -124,10 +178,6 @@ class RedisPresence:
 
     async def _call(self, users: Mapping[int, _Users], debounce_s: float) -> set[int]:
         """Run the script for some tags; return those whose sessions are over."""
-        for tag, of_tag in users.items():
-            if of_tag:
-                self._sessions.setdefault(tag, (secrets.token_hex(6), 0))
-        sessions = {tag: self._sessions.pop(tag, _NO_SESSION) for tag in users}
         arguments: list[Argument] = [
             int(self._clock.wall_s() * 1000),
             max(1, round(debounce_s * 1000)),
@@ -135,23 +185,46 @@ class RedisPresence:
             round(self._timing.presence_poll_s * 1000) * _MISSED_POLLS,
             _UNUSED_MS,
         ]
+        sessions: list[str] = []
         for tag, of_tag in users.items():
-            prefix, count = self._servers.prefixes[tag], len(of_tag) // 2
-            arguments += (prefix, *sessions[tag], count, *of_tag)
+            known, count = self._tags[tag], len(of_tag) // 2
+            if of_tag and not known.session:
+                known.session, known.calls = secrets.token_hex(6), 0
+            arguments += (self._servers.prefixes[tag], known.session)
+            arguments += (known.calls, known.seq, count, *of_tag)
+            # Until the reply it is not known whether the session has made this call.
+            sessions.append(known.session)
+            known.session = ""
         try:
             replies = await self._servers.run_script(
                 NOTE_PRESENCE, next(iter(users)), *arguments
             )
         except StoreUnavailableError:
-            return set(users)  # it may have been done
+            return self._note_failure(users)
         except RefusedByRedisError:  # a bug, or a limit of the server
             log.exception("inbox.presence_refused")
-            return set(users)
-        for (tag, (session, calls)), added in zip(
-            sessions.items(), replies, strict=True
+            return self._note_failure(users)
+        real_s, over = self._clock.real_s(), set[int]()
+        for tag, session, (added, epoch, seq) in zip(
+            users, sessions, replies, strict=True
         ):
-            if session and added >= 0:
-                self._sessions[tag] = session, calls + 1
+            known = self._tags[tag]
+            known.seq = max(known.seq, seq)
+            if added < 0:
+                over.add(tag)
+            else:
+                known.session, known.calls = session, known.calls + 1
+                known.has_lost = False
+            known.note_epoch(epoch, real_s)
+            # The second time is for the next poll, and for the event to be published.
+            known.forget_before(real_s - debounce_s - self._timing.gone_s)
             if added > 0:
                 self._on_event(tag)
-        return {tag for tag, added in zip(users, replies, strict=True) if added < 0}
+        return over
+
+    def _note_failure(self, tags: Collection[int]) -> set[int]:
+        """Note that the state of these tags is not known; the call may have been done."""
+        real_s = self._clock.real_s()
+        for tag in tags:
+            self._tags[tag].remember_longer(real_s)
+        return set(tags)

@@ -9,14 +9,16 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 
+import orjson
 import pytest
 
-from bridge.clock import SteadyClock
 from bridge.core.receipts import WorkerEvent
 from bridge.core.redis_address import parse_redis
 from bridge.inbox.contract import Retention
+from bridge.inbox.redis.encoding import tag_of
 from bridge.inbox.redis.store import RedisInbox
 from tests.conftest import eventually
 from tests.contract.inbox import conftest
@@ -69,7 +71,7 @@ class UsersFleet:
             parse_redis(self._url),
             RETENTION,
             namespace=self.namespace,
-            clock=SteadyClock(wall=self._clock, real=self._clock),
+            clock=self._clock.steady,
         )
         await inbox.open()
         bridge = UsersBridge(inbox)
@@ -80,8 +82,20 @@ class UsersFleet:
             self.bridges.remove(bridge)
             await inbox.close()
 
+    def advance(self, by_s: float) -> None:
+        """Let time pass for all bridges, but not for the server."""
+        self._clock.now_s += by_s
+
+    def set_back(self, by_s: float) -> None:
+        """Set the wall clock of all bridges back."""
+        self._clock.jump(-by_s)
+
     async def reported(self) -> list[tuple[str, str]]:
         """Let all bridges work until all is noted; return what was reported."""
+        return sorted(changes(await self.events()))
+
+    async def events(self) -> list[WorkerEvent]:
+        """Let all bridges work until all is noted; return what they publish."""
 
         async def is_noted() -> bool:
             self._clock.now_s += 3  # a poll is due
@@ -94,7 +108,7 @@ class UsersFleet:
             events = await bridge.inbox.pending_events(5000)
             await bridge.inbox.confirm_events(events)
             found += events
-        return sorted(changes(found))
+        return found
 
     async def let_pass(self, *names: str) -> None:
         """Delete keys of all tags."""
@@ -285,6 +299,88 @@ async def test_a_server_that_has_lost_everything_learns_who_is_online(
         assert await fleet.reported() == online("ann", "ben")
         assert await fleet.delete(f"{fleet.namespace}/0:*:[^h]*")
         assert await fleet.reported() == online("ann", "ben")
+
+
+async def test_users_who_left_before_a_server_lost_everything_are_reported(
+    fleet: UsersFleet,
+) -> None:
+    """Workers believe that they are online, and the server does not know them any more."""
+    near = next(name for name in map(str, count()) if tag_of(name) == tag_of("ben"))
+    async with fleet.bridge() as other, fleet.bridge() as one:
+        one.set(ann=1, ben=1, cat=1, dan=1)
+        other.set(**{near: 1})
+        assert await fleet.reported() == online(near, "ann", "ben", "cat", "dan")
+        one.set(ben=0, dan=0)
+        assert await fleet.reported() == []
+        assert await fleet.delete(f"{fleet.namespace}/0:*")
+        one.set(cat=0)
+        other.set(dan=1)
+        # The tag of ben has the data of another bridge when this one is called.
+        fleet.advance(3)
+        assert not await other.work()
+        assert await other.work()
+        assert await fleet.reported() == online(near, "ann", "dan")
+        await fleet.let_pass(DEBOUNCES)
+        assert await fleet.reported() == offline("ben", "cat")
+        assert await fleet.reported() == []
+
+        one.set(ben=1)
+        assert await fleet.reported() == online("ben")
+
+
+async def test_users_who_were_offline_long_before_a_loss_are_not_reported(
+    fleet: UsersFleet,
+) -> None:
+    """A bridge remembers those who left only until they must have been reported."""
+    async with fleet.bridge() as one:
+        one.set(ann=1, ben=1)
+        assert await fleet.reported() == online("ann", "ben")
+        one.set(ben=0)
+        await fleet.reported()
+        await fleet.let_pass(DEBOUNCES)
+        assert await fleet.reported() == offline("ben")
+        fleet.advance(DEBOUNCE_S + 60)
+        await fleet.reported()
+        assert await fleet.delete(f"{fleet.namespace}/0:*")
+        assert await fleet.reported() == online("ann")
+        assert await fleet.delete(f"{fleet.namespace}/0:*:{DEBOUNCES}") == 0
+        assert await fleet.reported() == []
+
+
+async def test_seq_grows_after_a_loss_although_the_clock_was_set_back(
+    fleet: UsersFleet,
+) -> None:
+    """A worker drops what seems older than what it has received."""
+    async with fleet.bridge() as one:
+        one.set(ann=1)
+        (before,) = await fleet.events()
+        assert await fleet.delete(f"{fleet.namespace}/0:*")
+        fleet.set_back(86_400)
+        (after,) = await fleet.events()
+        seqs = [orjson.loads(event.body)["seq"] for event in (before, after)]
+        assert seqs[0] < seqs[1]
+
+
+async def test_users_who_left_during_an_outage_that_lost_everything_are_reported(
+    tmp_path: Path,
+) -> None:
+    """A server without persistence that was restarted, or a failover to an empty replica."""
+    async with RedisServer.start(tmp_path, is_durable=False) as server:
+        fleet = UsersFleet(server.url)
+        async with fleet.bridge() as one:
+            one.set(ann=1, ben=1, cat=1)
+            assert await fleet.reported() == online("ann", "ben", "cat")
+            one.set(cat=0)
+            assert await fleet.reported() == []
+            await asyncio.to_thread(server.kill)
+            one.set(ben=0)
+            assert not await one.work()
+            fleet.advance(DEBOUNCE_S + 60)
+            assert not await one.work()
+            await asyncio.to_thread(server.run)
+            assert await fleet.reported() == online("ann")
+            await fleet.let_pass(DEBOUNCES)
+            assert await fleet.reported() == offline("ben", "cat")
 
 
 async def test_a_failover_that_loses_the_last_writes_loses_no_change(

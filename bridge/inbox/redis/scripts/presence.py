@@ -20,10 +20,11 @@ end
 
 # ARGV: now (ms), debounce (ms), lease of a session (ms), how long a poll of the tag counts (ms),
 # how long data stay that no bridge uses (ms); then for each tag: prefix, session (empty = none),
-# number of its last call (0 = none), number of users, and for each its name and how many windows
-# the session has. Returns for each tag how many events it has added, or -1 if the session is not
-# as its last call has left it: its lease is over, or the server has lost writes. Then nothing was
-# done, and another session must note all of its users.
+# number of its last call (0 = none), the last `seq` that the bridge knows, number of users, and for
+# each its name and how many windows the session has (-1 = it left, and the server may have lost
+# that). Returns for each tag how many events it has added, its epoch and its last `seq`. Instead of
+# the events -1 if the session is not as its last call has left it: its lease is over, or the server
+# has lost writes. Then nothing was done, and another session must note all of its users.
 NOTE_PRESENCE: Final = Script(
     VIEW
     + SETTLE
@@ -31,11 +32,12 @@ NOTE_PRESENCE: Final = Script(
     + """
 local OFFLINE_MAX = 500
 local now, debounce_ms, lease_ms, poll_ms, unused_ms = unpack(ARGV, 1, 5)
-local function note(p, session, known, i, count)
+local function note(p, session, known, seen, i, count)
   local holders, leaving, sessions = p .. 'p', p .. 'q', p .. 'l'
   local added, has_left = 0, false
-  local last = tonumber(call('HMGET', p .. 'h', '\\1presence')[1] or 0)
-  local seq = string.format('%.0f', math.max(last + 1, tonumber(now)))
+  local got = call('HMGET', p .. 'h', '\\1presence', '')
+  local last, epoch = tonumber(got[1] or 0), got[2] or ''
+  local seq = string.format('%.0f', math.max(last + 1, seen + 1, tonumber(now)))
   local function add_event(user, windows)
     local number = put_event(p, 'P' .. windows .. ' ' .. now .. ' ' .. seq .. ' ' .. user)
     call('ZADD', p .. 'f', number, number)
@@ -56,7 +58,7 @@ local function note(p, session, known, i, count)
   end
   if session ~= '' then
     local lease = p .. 'l:' .. session
-    if (call('GET', lease) or '0') ~= known then return -1 end
+    if (call('GET', lease) or '0') ~= known then return {-1, epoch, last} end
     call('SET', lease, known + 1, 'PX', lease_ms)
     call('ZADD', sessions, 0, session)
   end
@@ -71,6 +73,8 @@ local function note(p, session, known, i, count)
     elseif windows == 0 and is_noted then
       call('ZREM', p .. 'p:' .. session, user)
       leave(user, session)
+    elseif windows < 0 and held == '' and call('ZADD', leaving, 'NX', seq, user) == 1 then
+      has_left = true
     end
   end
   local open, was_polled = call('ZRANGEBYLEX', sessions, '-', '+'), call('GET', p .. 'y')
@@ -109,14 +113,17 @@ local function note(p, session, known, i, count)
     forget_published(p)
     call('PEXPIRE', p .. 'f', unused_ms)
   end
-  if added > 0 or has_left then call('HSET', p .. 'h', '\\1presence', seq) end
-  return added
+  if added > 0 or has_left then
+    call('HSET', p .. 'h', '\\1presence', seq)
+    last = tonumber(seq)
+  end
+  return {added, epoch, last}
 end
 local out, i = {}, 6
 while i <= #ARGV do
-  local count = tonumber(ARGV[i + 3])
-  out[#out + 1] = note(ARGV[i], ARGV[i + 1], ARGV[i + 2], i + 4, count)
-  i = i + 4 + 2 * count
+  local count = tonumber(ARGV[i + 4])
+  out[#out + 1] = note(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], i + 5, count)
+  i = i + 5 + 2 * count
 end
 return out
 """
