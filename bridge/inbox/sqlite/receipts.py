@@ -17,6 +17,7 @@ from contextlib import closing
 from math import inf
 from operator import attrgetter
 from sqlite3 import Connection
+from threading import Lock
 from typing import Any, Final
 
 import orjson
@@ -86,6 +87,8 @@ class SqliteReceipts:
         self._closing: set[str] = set()
         self._began = clock.read()  # the current transaction
         self._marks: list[_Mark] = []
+        # Held while a thread reads the clock for marks, and adds or takes them.
+        self._marking = Lock()
         self._decided_marks = 0  # of the current transaction
         self._is_loaded = False
         self._due_s = inf  # when time alone decides next, or earlier
@@ -111,7 +114,8 @@ class SqliteReceipts:
         """Note that a delivered mark moves now; return whether a receipt may need it."""
         if user not in self.open and user not in self._closing:
             return False
-        self._marks.append((user, offset, self._clock.read()))
+        with self._marking:
+            self._marks.append((user, offset, self._clock.read()))
         return True
 
     @property
@@ -130,11 +134,12 @@ class SqliteReceipts:
         """Begin a transaction: what follows must see the marks that have moved before it."""
         if not self._is_loaded:
             self._load(connection)
-        # Time decides as of now, before the marks are taken: one that moves during this
-        # transaction, in time, must find its receipt undecided.
-        self._began = self._clock.read()
-        if self._marks:
+        # Time decides as of now. A mark that has moved earlier is among those that are taken,
+        # and one that moves during this transaction, in time, finds its receipt undecided.
+        with self._marking:
+            self._began = self._clock.read()
             marks = tuple(self._marks)
+        if marks:
             self._decided_marks = len(marks)
             self._settle(connection, marks)
 

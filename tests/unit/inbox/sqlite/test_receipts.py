@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from threading import Event, Thread, current_thread
 
 from bridge.clock import SteadyClock
 from bridge.core.message import Message
@@ -108,6 +109,44 @@ def test_a_mark_that_moves_during_a_transaction_counts_before_later_times() -> N
         now_s = 1000.9
         assert receipts.note_mark("ann", 1)
         now_s = 1001.2
+        receipts.settle_due(connection, after=(0.0, 0))
+        receipts.after_commit()
+        receipts.begin(connection)
+
+        events = read_events(connection, limit=10, max_bytes=1000)
+        assert [event.routing_key for event in events] == ["message.delivered"]
+
+
+def test_a_mark_counts_if_a_transaction_begins_while_it_reads_the_clock() -> None:
+    """The time is over between the two, and the event loop was interrupted there."""
+    now_s = 1000.0
+    is_reading, has_begun = Event(), Event()
+
+    def wall() -> float:
+        if current_thread().name != "marking":
+            return now_s
+        is_reading.set()
+        has_begun.wait(0.5)  # it begins only later
+        return 1000.9
+
+    clock = SteadyClock(wall=wall, real=lambda: now_s)
+    heads = {"ann": HEAD.pack(1, 1, 1, 0)}
+    receipts = receipts_of(heads, clock)
+    marking = Thread(target=receipts.note_mark, args=("ann", 1), name="marking")
+    tracking = Tracking(wants_receipt=True, undelivered_after_s=1.0, id="1")
+    options = MessageOptions(tracking=tracking)
+    message = Message("ann", "message", b"1", now_s, "m-1", options=options)
+    with ann_in_a_file() as connection:
+        receipts.begin(connection)
+        receipts.add(connection, [message], [1])
+        receipts.after_commit()
+
+        marking.start()
+        is_reading.wait()
+        now_s = 1001.2
+        receipts.begin(connection)
+        has_begun.set()
+        marking.join()
         receipts.settle_due(connection, after=(0.0, 0))
         receipts.after_commit()
         receipts.begin(connection)
