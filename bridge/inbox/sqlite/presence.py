@@ -27,11 +27,13 @@ class SqlitePresence:
         self._receipts = receipts
         self._clock = clock
         self._presence: LonePresence | None = None  # not read yet
+        self._must_forget = True  # unless presence is on
 
     async def note(
         self, windows: Mapping[str, int], *, debounce_s: float
     ) -> Callable[[str], bool] | None:
         """Note windows, and decide who is online; see `PresenceStore`."""
+        self._must_forget = False
         try:
             if self._presence is None:
                 self._presence = await self._writes.submit(self._read)
@@ -53,9 +55,14 @@ class SqlitePresence:
         return await self._writes.submit(partial(self._drop_events, limit=limit))
 
     async def sweep(self) -> None:
-        """Forget who was online when presence was turned off; errors as `append`."""
-        if self._presence is None:
+        """
+        Forget who was online when presence was turned off; errors as `append`.
+
+        Once is enough, because only `note` adds users.
+        """
+        if self._must_forget:
             await self._writes.submit(_forget)
+            self._must_forget = False
 
     def _read(self, connection: Connection) -> LonePresence:
         rows = connection.execute("SELECT user FROM presence").fetchall()
