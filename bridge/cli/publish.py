@@ -15,24 +15,18 @@ from bridge.amqp.publish.messages import MessagePublisher, message_properties
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.publish.receipt_wait import REPLY_TO, publish_and_wait
 from bridge.cli.options import AmqpUrl, ConfigFile, parse_seconds
-from bridge.cli.publish_input import PublishInput, RequestBatches
+from bridge.cli.publish_input import STDIN, PublishInput, RequestBatches
 from bridge.cli.tables import print_note
 from bridge.core.broker_names import BrokerNames
 from bridge.core.contracts.messages import PublishRequest
 from bridge.core.json_text import render_json
-from bridge.core.message_options import (
-    OPTIONS_MARK,
-    MessageOptions,
-    Tracking,
-    options_problem,
-)
 from bridge.enums import ExitCode, ReceiptOutcome
 from bridge.errors import BridgeError, ConfigError, PublishRefusedError, first_error
 from bridge.logging import configure_logs
 from bridge.metrics import Metrics
 from bridge.settings.load import load_settings
 from bridge.settings.model import Settings
-from bridge.wiring import broker_address, schemas_of
+from bridge.wiring import broker_address, message_limits, schemas_of
 
 _PROGRESS_EACH: Final = 1000
 
@@ -126,7 +120,8 @@ def publish(
 
     Messages of one user are published in order. With stdin it stops at the first line
     that cannot be published and prints its number. With BRIDGE_SCHEMAS all of stdin is
-    checked first: nothing is published unless every line is valid.
+    checked first: nothing is published unless every line is valid. The limits of bridge
+    (BRIDGE_MAX_MESSAGE_BYTES, BRIDGE_INBOX_MAX_AGE) are those that are set here.
 
     Exit status with --wait: 0 delivered, 1 any other outcome or none in time, 2 wrong use,
     3 the broker cannot be reached, 130 Ctrl-C. Without an outcome the message may still be
@@ -166,35 +161,26 @@ def publish(
         "receipt": receipt or wait is not None or None,
         "undelivered_after": undelivered_after,
     }
-    problem = options_problem(
-        MessageOptions(
-            is_ephemeral=ephemeral,
-            key=key,
-            # Any number: the request checks the value.
-            throttle_s=None if throttle is None else 0.0,
-            is_retained=retain,
-            is_cleared=clear,
-            tracking=Tracking(wants_receipt=True)
-            if receipt or wait is not None or undelivered_after is not None
-            else None,
-        )
-    )
-    if problem:
-        raise ConfigError([problem.replace(OPTIONS_MARK.decode(), "--")])
-    common = {name: value for name, value in options.items() if value is not None}
+    wait_s = None if wait is None else parse_seconds(wait, option="--wait")
+    if wait_s == 0:
+        raise ConfigError(["--wait: must be longer than 0; omit it not to wait"])
+    if wait_s is not None and STDIN in {user, data}:
+        raise ConfigError(["--wait: is for one message, not for lines of stdin"])
     source = PublishInput(
-        user, data, common, is_text=text, schemas=schemas_of(settings)
+        user,
+        data,
+        {name: value for name, value in options.items() if value is not None},
+        is_text=text,
+        limits=message_limits(settings),
+        schemas=schemas_of(settings),
     )
-    if wait is not None:
-        wait_s = parse_seconds(wait, option="--wait")
-        if not wait_s:
-            raise ConfigError(["--wait: must be longer than 0; omit it not to wait"])
+    if wait_s is not None:
         _publish_one(settings, source, wait_s=wait_s, as_json=json)
         return
     with source.requests() as requests:
         count = asyncio.run(_publish_all(settings, requests, shows_ids=json))
     limit = settings.inbox_max_messages
-    if user is not None and count > limit:
+    if user != STDIN and count > limit:
         print_note(
             f"the inbox of {user} keeps the newest {limit} (BRIDGE_INBOX_MAX_MESSAGES): "
             "older ones are deleted, delivered or not"
@@ -205,8 +191,6 @@ def _publish_one(
     settings: Settings, source: PublishInput, *, wait_s: float, as_json: bool
 ) -> None:
     """Publish one message, wait for its outcome, print it and exit."""
-    if source.reads_stdin:
-        raise ConfigError(["--wait: is for one message, not for lines of stdin"])
     with source.requests() as requests:
         [request] = requests
     options = request.options

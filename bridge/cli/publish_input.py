@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from io import BytesIO
 from queue import Empty, Queue
 from tempfile import SpooledTemporaryFile
 from threading import Thread
@@ -15,13 +14,13 @@ from typing import IO, Final
 import orjson
 
 from bridge.core.contracts.messages import Problem, PublishRequest
-from bridge.core.contracts.validation import parse_publish_request
+from bridge.core.contracts.validation import parse_publish_request, publish_problem
 from bridge.core.event_schemas import EventSchemas
-from bridge.core.json_text import parse_json, parse_json_exactly, render_json
-from bridge.enums import EVENT_DEFAULT
+from bridge.core.json_text import parse_json_exactly, render_json
+from bridge.core.message import MessageLimits
 from bridge.errors import ConfigError
 
-_STDIN: Final = "-"
+STDIN: Final = "-"
 # Fields whose options have other names.
 _OPTIONS: Final = {"user": "USER", "data": "DATA", "ttl_s": "--ttl"}
 _BATCH_MAX: Final = 32
@@ -34,11 +33,8 @@ class PublishInput:
     """
     Reads requests from arguments or stdin, each checked as the HTTP API would check it.
 
-    Attributes:
-        reads_stdin: Whether there may be several.
-
     Raises:
-        ConfigError: If USER and DATA do not go together.
+        ConfigError: If the arguments do not go together.
 
     """
 
@@ -49,15 +45,22 @@ class PublishInput:
         common: Mapping[str, object],
         *,
         is_text: bool,
+        limits: MessageLimits,
         schemas: EventSchemas | None,
     ) -> None:
-        if user == _STDIN and data is not None:
-            raise ConfigError(["DATA: omit it, because the lines of stdin contain it"])
-        if user != _STDIN and data is None:
+        if user == STDIN:
+            given = [] if data is None else ["DATA"]
+            given += map(_option, common)
+            given += ["--text"] if is_text else []
+            if given:
+                omit = "omit it, because the lines of stdin are complete messages"
+                raise ConfigError([f"{name}: {omit}" for name in given])
+        if user != STDIN and data is None:
             raise ConfigError(
                 ["DATA: is missing; give one JSON value, or - to read them from stdin"]
             )
-        self.reads_stdin = _STDIN in {user, data}
+        self._reads_stdin = STDIN in {user, data}
+        self._limits = limits
         self._schemas = schemas
         self._user = user
         self._data = data or ""
@@ -67,40 +70,41 @@ class PublishInput:
     @contextmanager
     def requests(self) -> Iterator[Iterator[PublishRequest]]:
         """
-        Open the requests; the iterator raises `ConfigError` at the first invalid one.
+        Open the requests; the iterator raises `ConfigError` at the first invalid line.
 
         With schemas all of stdin is read and checked first, so that nothing is published
         unless every line is valid. Without schemas the input may be endless.
 
         Raises:
-            ConfigError: With schemas: one problem for each invalid line.
+            ConfigError: If a request is invalid that does not come from stdin. With schemas:
+                one problem for each invalid line.
 
         """
+        if not self._reads_stdin:
+            yield iter((self._parse(0, os.fsencode(self._data)),))
+            return
+        if self._user != STDIN:  # do not wait for a line to refuse the options
+            self._check(0, self._body(0, b"null"), schemas=None)
         if self._schemas is None:
             # Not sys.stdin: the thread that waits for a line would hold its lock until
             # the interpreter exits. Not closed either, because close() waits for the line.
-            yield self._parsed(
-                open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115
-                if self.reads_stdin
-                else BytesIO()
-            )
+            yield self._parsed(open(sys.stdin.fileno(), "rb", closefd=False))  # noqa: SIM115
             return
         with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as copy:
-            if self.reads_stdin:
-                shutil.copyfileobj(sys.stdin.buffer, copy)
-                copy.seek(0)
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.seek(0)
             self._check_all(copy)
             copy.seek(0)
             yield self._parsed(copy)
 
     def _parsed(self, stream: IO[bytes]) -> Iterator[PublishRequest]:
-        for number, line in self._numbered(stream):
+        for number, line in _numbered(stream):
             yield self._parse(number, line)
 
     def _check_all(self, stream: IO[bytes]) -> None:
         problems: list[str] = []
         count = 0
-        for number, line in self._numbered(stream):
+        for number, line in _numbered(stream):
             try:
                 self._parse(number, line)
             except ConfigError as exc:
@@ -112,34 +116,34 @@ class PublishInput:
         if problems:
             raise ConfigError([*problems, "nothing was published"])
 
-    def _numbered(self, stream: IO[bytes]) -> Iterable[tuple[int, bytes]]:
-        if not self.reads_stdin:
-            yield 0, os.fsencode(self._data)
-            return
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield number, line.rstrip(b"\r\n")
-
     def _parse(self, number: int, line: bytes) -> PublishRequest:
-        body = line if self._user == _STDIN else self._body(number, line)
-        request = parse_publish_request(body)
-        if isinstance(request, Problem):
-            raise ConfigError([f"{_where(number)}{self._text(request)}"])
-        schema = self._schemas and self._schemas.find(request.event or EVENT_DEFAULT)
-        if schema:
-            data = render_json(request.data)
-            violation = schema.violation(parse_json(data), size_bytes=len(data))
-            if violation is not None:
-                raise ConfigError([f"{_where(number)}{violation.text}"])
-        return request
+        body = line if self._user == STDIN else self._body(number, line)
+        return self._check(number, body, schemas=self._schemas)
+
+    def _check(
+        self, number: int, body: bytes, *, schemas: EventSchemas | None
+    ) -> PublishRequest:
+        found = parse_publish_request(body)
+        if isinstance(found, PublishRequest):
+            data = render_json(found.data)
+            problem = publish_problem(found, data, limits=self._limits, schemas=schemas)
+            if problem is None:
+                return found
+            found = problem
+        raise ConfigError([f"{_where(number)}{self._text(found)}"])
 
     def _text(self, problem: Problem) -> str:
         """Return what is wrong, with names of options instead of names of fields."""
-        field = (problem.pointer or "").partition("/")[2]
-        if self._user == _STDIN or not field or not problem.detail.startswith(field):
+        if self._user == STDIN:
             return problem.detail
-        option = _OPTIONS.get(field, f"--{field.replace('_', '-')}")
-        return option + problem.detail.removeprefix(field)
+        # A sentence about one field begins with its name; others are about several.
+        named, rest = problem.detail, ""
+        if problem.pointer:
+            named, space, rest = problem.detail.partition(" ")
+            rest = space + rest
+        words = named.split(" ")
+        fields = PublishRequest.model_fields
+        return " ".join(_option(one) if one in fields else one for one in words) + rest
 
     def _body(self, number: int, line: bytes) -> bytes:
         try:
@@ -152,6 +156,16 @@ class PublishInput:
             return render_json({"user": self._user, "data": value, **self._common})
         except orjson.JSONEncodeError as exc:
             raise ConfigError([f"{_where(number)}{exc}"]) from exc
+
+
+def _numbered(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(stream, start=1):
+        if line.strip():
+            yield number, line.rstrip(b"\r\n")
+
+
+def _option(field: str) -> str:
+    return _OPTIONS.get(field, f"--{field.replace('_', '-')}")
 
 
 def _where(number: int) -> str:

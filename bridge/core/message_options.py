@@ -222,7 +222,8 @@ def undelivered_after_problem(text: str, *, max_age_s: float = inf) -> str | Non
     if not after_s:
         return "is not a duration such as 45s"
     if after_s > max_age_s:
-        return f"is longer than an inbox keeps a message, {render_duration(max_age_s)}"
+        kept = render_duration(max_age_s)
+        return f"is longer than an inbox keeps a message, {kept} (BRIDGE_INBOX_MAX_AGE)"
     return None
 
 

@@ -8,14 +8,17 @@ import orjson
 from aiohttp import web
 
 from bridge.amqp.publish.messages import MessagePublisher
-from bridge.core.contracts.messages import Problem, PublishRequest
-from bridge.core.contracts.validation import parse_publish_request
+from bridge.core.contracts.messages import Problem
+from bridge.core.contracts.validation import (
+    data_problem,
+    parse_publish_request,
+    publish_problem,
+)
 from bridge.core.event_schemas import EventSchemas
 from bridge.core.journal import Journal, JournalEntry
-from bridge.core.json_text import parse_json, render_json
+from bridge.core.json_text import render_json
 from bridge.core.message import MessageLimits, user_problem
-from bridge.core.message_options import undelivered_after_problem
-from bridge.enums import EVENT_DEFAULT, Stage
+from bridge.enums import Stage
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.http.request_body import read_body
 from bridge.http.responses import json_response, problem
@@ -29,46 +32,22 @@ FIELDS_MAX_BYTES: Final = 8192
 
 class EventCheck:
     """
-    Checks data against the schemas of events (BRIDGE_SCHEMAS) before it is published.
+    The schemas of events (BRIDGE_SCHEMAS), by which data is checked before it is published.
 
     Otherwise data that its schema does not allow would be confirmed to the client now and
     become a dead letter later.
+
+    Attributes:
+        schemas: ``None`` allows all data.
+
     """
 
     def __init__(self, schemas: EventSchemas | None = None) -> None:
-        self._schemas = schemas
+        self.schemas = schemas
 
     def replace(self, schemas: EventSchemas | None) -> None:
-        """Check against `schemas` from now on; ``None`` allows all data."""
-        self._schemas = schemas
-
-    def refusal(
-        self,
-        event: str | None,
-        data: bytes,
-        *,
-        pointer: str | None = None,
-    ) -> web.Response | None:
-        """
-        Return the answer to data that its event does not allow; ``None`` for valid data.
-
-        Args:
-            event: The event's name; ``None`` for the default one.
-            data: The JSON that clients would receive.
-            pointer: The parameter that holds the data; ``None`` if it is the body's
-                field `data`.
-
-        """
-        if self._schemas is None:
-            return None
-        schema = self._schemas.find(event or EVENT_DEFAULT)
-        if schema is None:
-            return None
-        violation = schema.violation(parse_json(data), size_bytes=len(data))
-        if violation is None:
-            return None
-        place = f"/data{violation.pointer}" if pointer is None else pointer
-        return problem(422, violation.text, pointer=place)
+        """Check against `schemas` from now on."""
+        self.schemas = schemas
 
 
 class PublishEndpoint:
@@ -101,11 +80,13 @@ class PublishEndpoint:
             return body_too_large(max_bytes)
         message = parse_publish_request(body)
         if isinstance(message, Problem):
-            return problem(message.status, message.detail, pointer=message.pointer)
+            return _refusal(message)
         data = render_json(message.data)
-        refusal = self._refusal(message, data)
-        if refusal is not None:
-            return refusal
+        fault = publish_problem(
+            message, data, limits=self._limits, schemas=self._check.schemas
+        )
+        if fault is not None:
+            return _refusal(fault)
         message_id = message.id or str(uuid4())
         began_s = time()
         try:
@@ -127,18 +108,6 @@ class PublishEndpoint:
             JournalEntry(began_s, Stage.PUBLISHED, message.user, message_id, text=text)
         )
         return json_response({"id": message_id}, status=202)
-
-    def _refusal(self, message: PublishRequest, data: bytes) -> web.Response | None:
-        """Return the answer to what the pipeline would turn into a dead letter."""
-        limits, after = self._limits, message.undelivered_after
-        if len(data) > limits.body_bytes:
-            detail = f"data has {len(data)} bytes, allowed are {limits.body_bytes}"
-            return problem(413, detail, pointer="/data")
-        fault = after and undelivered_after_problem(after, max_age_s=limits.max_age_s)
-        if fault:
-            detail = f"undelivered_after {fault}"
-            return problem(422, detail, pointer="/undelivered_after")
-        return self._check.refusal(message.event, data)
 
 
 class LegacyPushEndpoint:
@@ -168,9 +137,9 @@ class LegacyPushEndpoint:
             data = orjson.dumps({"code": 0, "data": text})
         except orjson.JSONEncodeError:
             return problem(422, "msg is not valid Unicode", pointer="msg")
-        refusal = self._check.refusal(None, data, pointer="msg")
-        if refusal is not None:
-            return refusal
+        violation = data_problem(None, data, self._check.schemas, pointer="msg")
+        if violation is not None:
+            return _refusal(violation)
         try:
             await self._publisher.publish_message(
                 user=user, event=None, data=data, message_id=None, ttl_s=None
@@ -184,6 +153,10 @@ def body_too_large(max_message_bytes: int) -> web.Response:
     """Return the answer to a body that cannot hold data of an allowed size."""
     detail = f"the body is too large: data may have {max_message_bytes} bytes"
     return problem(413, detail)
+
+
+def _refusal(found: Problem) -> web.Response:
+    return problem(found.status, found.detail, pointer=found.pointer)
 
 
 def _unavailable(exc: Exception) -> web.Response:

@@ -200,7 +200,7 @@ async def test_publish_with_schemas_reports_every_bad_line_and_sends_nothing(
     assert (bad.code, one.code, good.code) == (2, 2, 0)
     errors = bad.err.splitlines()
     assert "line 2: DATA is not JSON" in errors[0]
-    assert errors[1].startswith("bridge: line 5: data breaks message.json#/type")
+    assert errors[1].startswith("bridge: line 5: DATA breaks message.json#/type")
     assert errors[-2:] == ["bridge: and 51 more lines", "bridge: nothing was published"]
     assert "2 published" in good.err
 

@@ -1,4 +1,4 @@
-"""Validation of HTTP requests: from text to a model, or to the problem with it."""
+"""Validation of requests: from text to a model, or to the problem with it."""
 
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -9,7 +9,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from bridge.core.contracts.messages import Problem, PublishRequest
-from bridge.core.json_text import parse_json_exactly
+from bridge.core.event_schemas import EventSchemas
+from bridge.core.json_text import parse_json, parse_json_exactly
+from bridge.core.message import MessageLimits
+from bridge.core.message_options import undelivered_after_problem
+from bridge.enums import EVENT_DEFAULT
 
 # Errors that need a change of the program that sends the request, and are answered with
 # 400. All other errors are about values and are answered with 422 (RFC 9110, 15.5.21).
@@ -27,6 +31,63 @@ def parse_publish_request(body: bytes) -> PublishRequest | Problem:
         return PublishRequest.model_validate(fields)
     except ValidationError as exc:
         return validation_problem(exc, known=PublishRequest.model_fields)
+
+
+def publish_problem(
+    request: PublishRequest,
+    data: bytes,
+    *,
+    limits: MessageLimits,
+    schemas: EventSchemas | None,
+) -> Problem | None:
+    """
+    Return why a valid request would become a dead letter; ``None`` if it would not.
+
+    Args:
+        request: The request.
+        data: Its data as JSON.
+        limits: The operator's bounds.
+        schemas: What the data of events must be; ``None`` allows any JSON.
+
+    """
+    if len(data) > limits.body_bytes:
+        allowed = f"allowed are {limits.body_bytes} (BRIDGE_MAX_MESSAGE_BYTES)"
+        text = f"data has {len(data)} bytes, {allowed}"
+        return _problem(413, text, pointer="/data")
+    after = request.undelivered_after
+    fault = after and undelivered_after_problem(after, max_age_s=limits.max_age_s)
+    if fault:
+        text = f"undelivered_after {fault}"
+        return _problem(422, text, pointer="/undelivered_after")
+    return data_problem(request.event, data, schemas)
+
+
+def data_problem(
+    event: str | None,
+    data: bytes,
+    schemas: EventSchemas | None,
+    *,
+    pointer: str | None = None,
+) -> Problem | None:
+    """
+    Return why data is not what the schema of its event allows; ``None`` if it is.
+
+    Args:
+        event: The event's name; ``None`` for the default one.
+        data: The JSON that clients would receive.
+        schemas: ``None`` allows any JSON.
+        pointer: The parameter that holds the data; ``None`` if it is the body's field
+            `data`.
+
+    """
+    schema = None if schemas is None else schemas.find(event or EVENT_DEFAULT)
+    if schema is None:
+        return None
+    violation = schema.violation(parse_json(data), size_bytes=len(data))
+    if violation is None:
+        return None
+    place = f"/data{violation.pointer}" if pointer is None else pointer
+    return _problem(422, violation.text, pointer=place)
 
 
 def validation_problem(

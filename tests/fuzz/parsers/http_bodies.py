@@ -7,13 +7,12 @@ from typing import Final
 import orjson
 
 from bridge.core.contracts.messages import Problem
-from bridge.core.contracts.validation import parse_publish_request
+from bridge.core.contracts.validation import parse_publish_request, publish_problem
 from bridge.core.json_text import parse_json, render_json
-from bridge.core.message import event_problem, user_problem
+from bridge.core.message import MessageLimits, event_problem, user_problem
 from bridge.http.api.dead_letter_pages import parse_page_end
 from bridge.http.api.endpoint import ApiProblem
 from bridge.http.api.paging import parse_text_cursor, render_cursor
-from bridge.http.publish import EventCheck
 from bridge.http.request_body import text_field
 
 MODULES: Final = (
@@ -56,7 +55,8 @@ def fuzz_one(data: bytes) -> None:
     orjson.dumps([request.user, request.event, request.id, request.ttl_s])
     rendered = render_json(request.data)
     parse_json(rendered)  # as the pipeline does
-    assert EventCheck().refusal(request.event, rendered) is None
+    limits = MessageLimits(len(rendered))
+    assert publish_problem(request, rendered, limits=limits, schemas=None) is None
     with suppress(RecursionError):
         sent = json.loads(data)["data"]
         assert _comparable(json.loads(rendered)) == _comparable(sent)
