@@ -9,7 +9,7 @@ none, the pipeline waits with messages that add more.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, time
 from typing import Final
@@ -95,6 +95,7 @@ class EventPublisher:
         self._try_at_s = 0.0
         self._backoff_s = _BACKOFF_FIRST_S
         self._problem: str | None = None
+        self._unrouted: set[str] = set()  # routing keys, as of the last check
 
     @property
     def problem(self) -> str | None:
@@ -102,6 +103,17 @@ class EventPublisher:
         if self._needs_connection.is_set() and self._connection is None:
             return NO_CONNECTION
         return self._problem
+
+    @property
+    def unrouted(self) -> str | None:
+        """Which events the broker drops, and what to do; ``None`` as far as is known."""
+        if not self._unrouted:
+            return None
+        keys = ", ".join(sorted(self._unrouted))
+        return (
+            f"no queue is bound to {self._names.events} for {keys}: RabbitMQ drops these "
+            "events; bind a queue before workers need them"
+        )
 
     @property
     def full(self) -> str | None:
@@ -198,9 +210,10 @@ class EventPublisher:
                     timeout_s=self._address.timeout_s,
                     metrics=self._metrics,
                 )
-            await self._channel.publish(events)
+            routes = await self._channel.publish(events)
         finally:
             self._is_publishing = False
+        self._note_routes(routes)
         await self._outbox.confirm_events(events)
         self._note_success()
         now_s = time()
@@ -214,6 +227,16 @@ class EventPublisher:
             self._journal.note(
                 JournalEntry(now_s, Stage.REPORTED, event.user, message_id, text=note)
             )
+
+    def _note_routes(self, routes: Mapping[str, bool]) -> None:
+        for key, has_queue in routes.items():
+            if has_queue:
+                self._unrouted.discard(key)
+                continue
+            self._metrics.events_unrouted.labels(key).inc()
+            if key not in self._unrouted:  # log it once, not each minute
+                self._unrouted.add(key)
+                log.warning("events.unrouted", problem=self.unrouted)
 
     async def _measure(self, *, has_events: bool) -> None:
         """Measure once a second while there are events."""

@@ -343,6 +343,11 @@ class Metrics(ReadableMetrics):
             "Events for workers that the broker has confirmed, by routing key; repeats count.",
             ("routing_key",),
         )
+        self.events_unrouted = counter(
+            "bridge_events_unrouted",
+            "Events for workers that no queue was bound for, by routing key; one of each key is checked in a minute.",
+            ("routing_key",),
+        )
         self.events_waiting = gauge(
             "bridge_events_waiting",
             "Events for workers that wait to be published.",

@@ -54,6 +54,8 @@ class BridgeReadiness:
                 f"{self._events.waiting} events for workers wait to be published: "
                 f"{self._events.problem}"
             )
+        if self._events.unrouted is not None:
+            warnings.append(self._events.unrouted)
         return warnings
 
     def unready_reasons(self) -> list[str]:

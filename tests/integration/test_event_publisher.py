@@ -112,6 +112,12 @@ class Stage:
         """The ids that the worker has received, in order."""
         return [message.message_id for message in self.received]
 
+    @property
+    def unrouted(self) -> int:
+        """How many events were returned by the broker."""
+        key = "message.delivered"
+        return self.count("bridge_events_unrouted", routing_key=key)
+
     def count(self, name: str, **labels: str) -> int:
         """Return a counter of the publisher."""
         return self.metrics.total(name, **labels)
@@ -216,11 +222,51 @@ def is_received(stage: Stage, event_id: str) -> bool:
 async def test_an_event_that_no_queue_is_bound_for_is_dropped_and_confirmed(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Receipts need no consumer, and the store must not keep them without a limit."""
+    """Receipts need no consumer. An operator learns it once, until a queue is there."""
+    with capture_logs() as logs:
+        async with publishing(broker, namespace) as stage:
+            publisher = stage.publisher
+            await stage.channel.exchange_delete(f"{namespace}.events")
+            await stage.add(1)
+            await eventually(lambda: stage.outbox.confirmed == ["id-1"])
+            assert stage.unrouted == 1
+            problem = f"no queue is bound to {namespace}.events for message.delivered:"
+            assert str(publisher.unrouted).startswith(problem)
+            await stage.add(2)  # within the minute
+            await eventually(lambda: not stage.outbox.events)
+            assert stage.unrouted == 1
+
+            await bind_worker(stage, namespace)
+            stage.outbox.is_away = True  # then another channel is opened
+            await eventually(lambda: publisher.problem is not None)
+            stage.outbox.is_away = False
+            await stage.add(3)
+            await eventually(lambda: stage.ids == ["id-3"] and not stage.outbox.events)
+            assert publisher.unrouted is None
+            assert stage.unrouted == 1
+
+    assert [line["event"] for line in logs].count("events.unrouted") == 1
+
+
+async def test_receipts_for_a_reply_to_do_not_lead_to_a_warning(
+    broker: LocalNode, namespace: str
+) -> None:
+    """Their producer receives them. Others of the same routing key may need a queue."""
     async with publishing(broker, namespace) as stage:
-        await stage.channel.close()
-        await stage.add(1)
-        await eventually(lambda: stage.outbox.confirmed == ["id-1"])
+        await stage.channel.exchange_delete(f"{namespace}.events")
+        await stage.add(1, 2, reply_to=stage.reply_to)
+        await stage.add(3, reply_to="no-such-queue")
+        await eventually(lambda: not stage.outbox.events)
+        assert stage.publisher.unrouted is None
+        await stage.add(4, reply_to="no-such-queue")
+        await stage.add(5)
+        await eventually(lambda: not stage.outbox.events)
+        assert "message.delivered" in str(stage.publisher.unrouted)
+        assert stage.unrouted == 1
+        await eventually(
+            lambda: stage.count("bridge_event_replies", outcome="unroutable") == 2
+        )
+        assert stage.count("bridge_event_replies", outcome="sent") == 2
 
 
 async def test_a_reply_goes_to_its_queue_with_the_correlation_id(

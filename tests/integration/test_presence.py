@@ -96,6 +96,18 @@ async def test_without_the_setting_nothing_reports_presence(
         assert running.bridge.components.presence is None
 
 
+async def test_bridge_warns_that_no_worker_has_bound_a_queue(
+    broker: LocalNode, namespace: str
+) -> None:
+    """RabbitMQ confirms the events and drops them, so nothing else shows it."""
+    async with (
+        running_bridge(settings_for(broker, namespace, presence="true")) as one,
+        open_windows(one.listening.public_url, [one.token("ann")]),
+    ):
+        warnings = one.bridge.components.readiness.warnings
+        await eventually(lambda: "for user.online" in str(warnings()))
+
+
 async def test_users_who_stay_away_after_a_crash_are_reported(
     broker: LocalNode, namespace: str, tmp_path: Path
 ) -> None:

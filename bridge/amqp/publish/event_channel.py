@@ -5,13 +5,15 @@ Publish events for workers on one channel: many at once, in order, each confirme
        └─────▶ default exchange ──▶ queue in `reply_to` of a producer
 
 An event whose routing key no queue is bound for is dropped by the broker, as on any topic
-exchange. The queue in a `reply_to` comes from a producer, so nothing depends on it: a reply is
+exchange. To notice that, one event of each routing key is mandatory, at most once a minute, so
+the broker returns it. One with a `reply_to` is never, because its producer may need no queue. The
+queue in a `reply_to` comes from a producer, so nothing depends on it: a reply is
 sent once, and if it is returned, refused or not confirmed soon, it is only counted.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from time import monotonic
@@ -33,6 +35,7 @@ from bridge.core.broker_names import BrokerNames
 from bridge.core.properties import (
     PERSISTENT,
     Properties,
+    parse_properties,
     render_properties,
 )
 from bridge.core.receipts import WorkerEvent
@@ -99,6 +102,9 @@ class EventChannel:
         self._unconfirmed: dict[int, bool] = {}  # by tag: whether it is a reply
         self._events_left = 0
         self._returned = 0  # replies that are not confirmed yet
+        self._mandatory: dict[str, str] = {}  # events: their routing keys by id
+        self._unrouted: list[str] = []  # the routing keys of those that were returned
+        self._route_due_s: dict[str, float] = {}  # by routing key, as `_probe_at_s`
         self._was_refused = False  # an event
         self._changed = asyncio.Event()
         self._may_reply = False
@@ -120,9 +126,12 @@ class EventChannel:
             async with broker_call("close a channel", timeout_s=_CLOSE_WITHIN_S):
                 await self._wire.close()
 
-    async def publish(self, events: Sequence[WorkerEvent]) -> None:
+    async def publish(self, events: Sequence[WorkerEvent]) -> Mapping[str, bool]:
         """
         Publish `events` in order, and their replies; return when the broker has the events.
+
+        Returns:
+            Of the routing keys that were checked, whether a queue receives their events.
 
         Raises:
             BrokerUnavailableError: If it did not confirm each of them in time. It may have
@@ -147,6 +156,7 @@ class EventChannel:
             self._render(methods[event.routing_key], event, is_reply=False)
             for event in events
         ]
+        self._check_routes(events, frames, methods)
         frames += map(self._render_reply, replies)
         if not self._connection.write(b"".join(frames)):
             raise self._unavailable(CONNECTION_LOST)
@@ -165,6 +175,12 @@ class EventChannel:
             self._count(ReplyOutcome.UNCONFIRMED)
         self._unconfirmed.clear()
         self._returned = 0
+        # A return comes before the confirm of its event.
+        routed, unrouted = self._mandatory.values(), self._unrouted
+        found = dict.fromkeys(routed, True) | dict.fromkeys(unrouted, False)
+        self._mandatory.clear()
+        self._unrouted.clear()
+        return found
 
     # --- writing
 
@@ -180,6 +196,27 @@ class EventChannel:
         self._tag += 1
         self._unconfirmed[self._tag] = is_reply
         return method + self._frames.content(render_properties(properties), event.body)
+
+    def _check_routes(
+        self,
+        events: Sequence[WorkerEvent],
+        frames: list[bytes],
+        methods: Mapping[str, bytes],
+    ) -> None:
+        """Make the first event mandatory of each routing key whose check is due."""
+        now_s = monotonic()
+        due = {key for key in methods if self._route_due_s.get(key, 0.0) <= now_s}
+        if not due:
+            return
+        exchange = self._names.events.encode()
+        for index, event in enumerate(events):
+            key = event.routing_key
+            if key in due and event.reply_to is None:
+                due.remove(key)
+                self._route_due_s[key] = now_s + _PROBE_EVERY_S
+                self._mandatory[event.id] = key
+                method = self._frames.method(exchange, key.encode(), mandatory=True)
+                frames[index] = method + frames[index][len(methods[key]) :]
 
     def _render_reply(self, event: WorkerEvent) -> bytes:
         """Return the frames of the next publish; none if it may not be sent."""
@@ -231,8 +268,13 @@ class EventChannel:
             await self._changed.wait()
             self._check()
 
-    def _note_returned(self, _properties: bytes) -> None:
-        self._returned += 1  # its confirm follows
+    def _note_returned(self, raw_properties: bytes) -> None:
+        id_ = (parse_properties(raw_properties).message_id or b"").decode()
+        key = self._mandatory.pop(id_, None)
+        if key is None:
+            self._returned += 1  # its confirm follows
+        else:
+            self._unrouted.append(key)
 
     def _confirmed(self, confirm: Confirm) -> None:
         tags = [confirm.tag]
