@@ -17,7 +17,7 @@ from bridge.core.contracts.operator.users import WindowFacts
 from bridge.core.dead_letter import StoredDeadLetter
 from bridge.core.journal import JournalEntry
 from bridge.core.position import Position, user_epoch
-from bridge.core.receipts import Receipt
+from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.enums import Fate, Stage, SyncReason
 
 # The time in a dead letter's header has whole seconds.
@@ -42,6 +42,7 @@ class TraceFacts:
         journal_begins_s: Unix time since which the journals are complete.
         now_s: The current Unix time.
         receipts: Those of messages with the id whose outcome is not decided yet.
+        events: Those about messages with the id that wait to be published for workers.
         gaps: Sentences about sources that were not asked, or only in part.
 
     """
@@ -57,6 +58,7 @@ class TraceFacts:
     journal_begins_s: float
     now_s: float
     receipts: Sequence[Receipt] = ()
+    events: Sequence[WorkerEvent] = ()
     gaps: Sequence[str] = ()
 
 
@@ -113,6 +115,9 @@ def build_story(facts: TraceFacts) -> Story:
         _add_entry(facts, entry, steps)
     for receipt in facts.receipts:
         _add_open_receipt(facts, receipt, steps)
+    for event in facts.events:
+        text = f"{event.routing_key} waits to be published for workers"
+        steps.add(event.at_s, Stage.TRACKED, text)
     if not kept:
         endings += _add_trimmed(facts, steps)
     for letter in facts.dead:

@@ -344,6 +344,9 @@ class AdminQueries(Protocol):
     async def open_receipts(self, user: str, message_id: str) -> Sequence[Receipt]:
         """Return the receipts of messages with this id whose outcome is not decided yet."""
 
+    async def waiting_events(self, user: str) -> Sequence[WorkerEvent]:
+        """Return the events about `user` that wait to be published, or the oldest of many."""
+
 
 class Inbox(
     InboxWriter, InboxReader, RevocationStore, EventOutbox, PresenceStore, Protocol

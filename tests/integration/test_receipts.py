@@ -248,6 +248,9 @@ async def test_a_bridge_that_cannot_publish_events_delivers_and_says_why(
             return bool(row["depth"] == 2 and row["problem"] and row["oldest_s"] >= 0)
 
         await eventually(is_reported)
+        story = (await api.get("/api/trace/m1"))["story"]
+        waits = "message.delivered waits to be published for workers"
+        assert waits in [step["text"] for step in story]
         answer = await health(running)
         assert answer["ready"] is True
         assert "2 events for workers wait to be published" in str(answer["warnings"])

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from time import time
 from typing import Final
 
+import orjson
+
 from bridge.amqp.dead_letters.operations import DeadLetterQueue
 from bridge.core.admin_views import InboxMatch
 from bridge.core.contracts.operator.trace import GET_TRACE, Trace, TraceQuery
@@ -76,6 +78,7 @@ class _Tracer:
         match = next((each for each in search.matches if each.user == user), None)
         windows, journal = await self._ask_fleet(message_id, user, match)
         receipts = await self._inboxes.open_receipts(user, message_id) if user else ()
+        events = await self._inboxes.waiting_events(user) if user else ()
         gaps += _missing_bridges(windows.coverage, journal.coverage)
         story = build_story(
             TraceFacts(
@@ -90,6 +93,11 @@ class _Tracer:
                 journal_begins_s=journal.begins_s,
                 now_s=time(),
                 receipts=receipts,
+                events=[
+                    each
+                    for each in events
+                    if orjson.loads(each.body).get("message_id") == message_id
+                ],
                 gaps=gaps,
             )
         )

@@ -13,7 +13,7 @@ from bridge.core.admin_views import (
     page_of_names,
 )
 from bridge.core.message import Stored
-from bridge.core.receipts import Receipt
+from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.core.replay import InboxState
 from bridge.inbox.memory.user_log import UserLog
 
@@ -32,6 +32,7 @@ class MemoryAdminQueries:
         seen: Mapping[tuple[str, str], float],
         state: Callable[[str], InboxState],
         receipts: Callable[[str], Sequence[Receipt]],
+        events: Callable[[str], Sequence[WorkerEvent]],
     ) -> None:
         """
         Query `logs` and `seen`, which the store modifies.
@@ -41,12 +42,14 @@ class MemoryAdminQueries:
             seen: When an id of a user was last stored.
             state: Trims an inbox by the current retention and returns its state.
             receipts: Returns the receipts of a user whose outcome is open.
+            events: Returns the events about a user that wait to be published.
 
         """
         self._logs = logs
         self._seen = seen
         self._state = state
         self._receipts = receipts
+        self._events = events
 
     async def users(
         self, *, prefix: str = "", after: str = "", limit: int
@@ -111,6 +114,10 @@ class MemoryAdminQueries:
         """Return the receipts of messages with this id whose outcome is not decided yet."""
         found = self._receipts(user)
         return [each for each in found if each.message.id == message_id]
+
+    async def waiting_events(self, user: str) -> Sequence[WorkerEvent]:
+        """Return the events about `user` that wait to be published."""
+        return self._events(user)
 
 
 def _kept_message(stored: Stored, *, with_data: bool) -> KeptMessage:

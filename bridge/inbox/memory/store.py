@@ -72,7 +72,11 @@ class MemoryInbox:
         self._on_stored: StoredListener | None = None
         self._on_announced: AnnouncedListener | None = None
         self.admin: Final = MemoryAdminQueries(
-            self._logs, self._seen, self._state, self._receipts.open_of
+            self._logs,
+            self._seen,
+            self._state,
+            self._receipts.open_of,
+            self._receipts.waiting_of,
         )
 
     async def exists(self) -> bool:

@@ -13,11 +13,11 @@ from time import monotonic
 from typing import Any, Final
 
 from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
-from bridge.core.receipts import Receipt
+from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.core.replay import InboxState
 from bridge.inbox.redis.encoding import TAG_COUNT, tag_of, unpack
 from bridge.inbox.redis.protocol import Argument
-from bridge.inbox.redis.receipts import unpack_receipt
+from bridge.inbox.redis.receipts import unpack_element, unpack_receipt
 from bridge.inbox.redis.scripts.queries import BROWSE, FIND, STATES
 from bridge.inbox.redis.servers import RedisServers
 
@@ -26,6 +26,8 @@ _MATCHES_MAX: Final = 100
 # Limits of one call of the script FIND.
 _PART_USERS: Final = 200
 _PART_MESSAGES: Final = 4000
+# Events in one reply.
+_EVENTS_MAX: Final = 5000
 # Names of users in one reply.
 _NAMES: Final = 1000
 # Sorts after every name with a prefix, because UTF-8 never contains this byte.
@@ -166,6 +168,17 @@ class RedisAdminQueries:
             unpack_receipt(user, packed, offset=int(offset)) for packed, offset in reply
         ]
         return [each for each in found if each.message.id == message_id]
+
+    async def waiting_events(self, user: str) -> Sequence[WorkerEvent]:
+        """Return the events about `user` that are among the oldest of the tag."""
+        tag = tag_of(user)
+        elements = await self._servers.for_tag(tag).ask(
+            b"ZRANGEBYSCORE",
+            f"{self._servers.prefixes[tag]}e",
+            *(b"-inf", b"+inf", b"LIMIT", 0, _EVENTS_MAX),
+        )
+        events = (unpack_element(element) for element in elements)
+        return [each for each in events if each.user == user]
 
     async def _names(self, tag: int, after: bytes) -> list[str]:
         key = f"{self._servers.prefixes[tag]}u"

@@ -105,7 +105,7 @@ def unpack_receipt(user: str, packed: bytes, *, offset: int) -> Receipt:
     return Receipt(message, offset, tracking)
 
 
-def _unpack(element: bytes, key: _Key) -> WorkerEvent:
+def unpack_element(element: bytes, key: _Key | None = None) -> WorkerEvent:
     """Return the event in an element of the outbox."""
     if element[:1] == b"P":
         return replace(unpack_presence(element), key=key)
@@ -249,7 +249,7 @@ class RedisReceipts:
         if open_count or waiting:
             self._tags.add(tag)
         found = [
-            _unpack(elements[index], (tag, int(elements[index + 1])))
+            unpack_element(elements[index], (tag, int(elements[index + 1])))
             for index in range(0, len(elements), 2)
         ]
         self._depths[tag] = (waiting, found[0].at_s if found else None)

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
-from bridge.core.receipts import Receipt, unpack_receipt
+from bridge.core.receipts import Receipt, WorkerEvent, unpack_event, unpack_receipt
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.sqlite.database_thread import DatabaseThread
 from bridge.inbox.sqlite.reader import SqliteReader
@@ -123,6 +123,16 @@ class AdminReader(SqliteReader):
         rows = connection.execute(f"{SELECT_RECEIPTS} WHERE user = ?", (user,))
         found = [unpack_receipt(row[3], user=user, offset=row[2]) for row in rows]
         return [each for each in found if each.message.id == message_id]
+
+    def waiting_events(
+        self, connection: Connection, user: str
+    ) -> Sequence[WorkerEvent]:
+        """Return the events about `user`; examines those of all users."""
+        rows = connection.execute(
+            "SELECT event FROM events WHERE is_confirmed = 0 ORDER BY id"
+        )
+        events = (unpack_event(packed, key=None) for (packed,) in rows)
+        return [each for each in events if each.user == user]
 
     def seq_range(self, connection: Connection) -> tuple[int, int]:
         """Return the lowest and the highest seq of all messages; 0 if there is none."""
@@ -263,6 +273,10 @@ class SqliteAdminQueries:
     async def open_receipts(self, user: str, message_id: str) -> Sequence[Receipt]:
         """Return the receipts of messages with this id whose outcome is not decided yet."""
         return await self._run(self._reader.open_receipts, user, message_id)
+
+    async def waiting_events(self, user: str) -> Sequence[WorkerEvent]:
+        """Return the events about `user` that wait to be published."""
+        return await self._run(self._reader.waiting_events, user)
 
     async def _search_messages(self, search: _Search) -> None:
         low, upto = await self._run(self._reader.seq_range)

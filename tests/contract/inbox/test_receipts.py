@@ -472,6 +472,42 @@ async def test_open_receipts_are_found_by_the_id(store: StoreUnderTest) -> None:
     assert await open_receipts("m2") == []
 
 
+async def test_events_that_wait_to_be_published_are_found_by_the_user(
+    store: StoreUnderTest,
+) -> None:
+    """While the broker takes none, an operator sees what was decided."""
+    late = tracked(store, message_id="m2", undelivered_after_s=45)
+    await store.inbox.append([tracked(store, message_id="m1"), late])
+    await store.inbox.append([tracked(store, user="bob", message_id="m1")])
+    store.inbox.mark_delivered("ann", 1)
+    store.inbox.mark_delivered("bob", 1)
+    await store.inbox.note_presence({"ann": 1}, debounce_s=15)
+    store.advance(50)
+
+    async def waiting(user: str) -> list[tuple[str, object]]:
+        found = await store.inbox.admin.waiting_events(user)
+        ids = [orjson.loads(each.body).get("message_id") for each in found]
+        keys = [each.routing_key for each in found]
+        return sorted(zip(keys, ids, strict=True), key=str)
+
+    expected = [
+        ("message.delivered", "m1"),
+        ("message.undelivered", "m2"),
+        ("user.online", None),
+    ]
+
+    async def is_decided() -> bool:
+        await store.inbox.pending_events(0)
+        return len(await waiting("ann")) == 3 and len(await waiting("bob")) == 1
+
+    await eventually(is_decided)
+    assert await waiting("ann") == expected
+    assert await waiting("bob") == expected[:1]
+    assert await waiting("cat") == []
+    await take(store)
+    assert await waiting("ann") == []
+
+
 @pytest.mark.parametrize("name", [name for name in STORES if name != "memory"])
 async def test_receipts_survive_a_restart(
     name: str, tmp_path: Path, clock: Clock

@@ -10,7 +10,7 @@ from bridge.core.journal import JournalEntry
 from bridge.core.message import Message
 from bridge.core.message_options import Tracking
 from bridge.core.position import Position, user_epoch
-from bridge.core.receipts import Receipt
+from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.core.replay import InboxState
 from bridge.core.trace import Story, TraceFacts, build_story
 from bridge.enums import DeadLetterReason, Fate, Stage, SyncReason
@@ -114,6 +114,17 @@ def test_an_open_receipt_is_shown_with_the_time_of_its_decision() -> None:
     ]
     assert found.fate is Fate.WAITING
     assert [s.at_s for s in only_late.steps if s.stage is Stage.TRACKED] == [109.0]
+
+
+def test_an_outcome_that_waits_to_be_published_is_shown() -> None:
+    """Nothing else says that it was decided, because no worker was told."""
+    event = WorkerEvent("1", "message.delivered", "ann", b"{}", 104.0)
+
+    found = story(kept=[KEPT], events=[event])
+
+    assert (Stage.TRACKED, 104.0) in stages(found)
+    texts = [step.text for step in found.steps if step.stage is Stage.TRACKED]
+    assert texts == ["message.delivered waits to be published for workers"]
 
 
 def test_a_message_that_was_replaced_before_it_was_written_was_not_delivered() -> None:

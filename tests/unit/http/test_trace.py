@@ -10,7 +10,7 @@ from bridge.core.admin_views import InboxSummary, SearchResult
 from bridge.core.dead_letter import DeadLetterCount, StoredDeadLetter
 from bridge.core.fleet import THIS_BRIDGE, Coverage, UserWindows
 from bridge.core.journal import Journal, JournalEntry
-from bridge.core.receipts import Receipt
+from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.enums import DeadLetterReason, Stage
 from bridge.errors import BrokerUnavailableError
 from bridge.http.api.endpoint import Api
@@ -59,6 +59,11 @@ class Sources:
         """Return no receipt."""
         assert user
         assert message_id
+        return ()
+
+    async def waiting_events(self, user: str) -> Sequence[WorkerEvent]:
+        """Return no event."""
+        assert user
         return ()
 
     # The dead letters

@@ -11,7 +11,7 @@ from bridge.core.contracts.operator.users import PresenceStep, WindowFacts
 from bridge.core.fleet import THIS_BRIDGE, Coverage, OnlineUser, UserWindows
 from bridge.core.message import Message
 from bridge.core.position import user_epoch
-from bridge.core.receipts import Receipt
+from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.core.replay import InboxState
 from bridge.enums import PresenceChange
 from bridge.errors import StoreUnavailableError
@@ -62,6 +62,10 @@ class FakeInboxes:
         raise NotImplementedError
 
     async def open_receipts(self, user: str, message_id: str) -> Sequence[Receipt]:
+        """Fail: these tests trace no message."""
+        raise NotImplementedError
+
+    async def waiting_events(self, user: str) -> Sequence[WorkerEvent]:
         """Fail: these tests trace no message."""
         raise NotImplementedError
 
