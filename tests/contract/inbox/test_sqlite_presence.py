@@ -105,3 +105,19 @@ async def test_a_bridge_without_presence_forgets_who_was_online(
     async with open_inbox() as inbox:
         await inbox.sweep()
         assert rows(path, "SELECT user FROM presence") == []
+
+
+async def test_a_bridge_that_could_not_read_yet_who_was_online_does_not_forget_it(
+    open_inbox: OpenInbox, path: Path
+) -> None:
+    """The file was locked until just before a sweep."""
+    async with open_inbox() as inbox:
+        await noted(inbox, {"ann": 1})
+    async with open_inbox() as inbox:
+        with connect(path) as lock:
+            lock.execute("BEGIN IMMEDIATE")
+            assert await inbox.note_presence({}, debounce_s=DEBOUNCE_S) is not None
+            lock.rollback()
+        lock.close()
+        await inbox.sweep()
+        assert rows(path, "SELECT user FROM presence") == [("ann",)]
