@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import SLOW_FACTOR
 from tests.faults.suite.checker import Violation
+from tests.faults.suite.presence_checker import PresenceViolation
 from tests.faults.suite.single_faults import FAULTS
 from tests.faults.suite_process import run_suite
 
@@ -63,3 +64,18 @@ async def test_the_checker_detects_a_bridge_with_a_defect(
 
     assert result.code == 1, result.output
     assert result.verdict.violations[violation] > 0, result.output
+
+
+async def test_the_checker_detects_defects_of_presence(tmp_path: Path) -> None:
+    """Two in one run: one shows after the fault, the other when users leave at the end."""
+    result = await run_suite(
+        "--users", "10", "--mutant", "forget_online", "--mutant", "skip_debounce",
+        "--only", "kill -9 at a random",
+        folder=tmp_path,
+        within_s=MUTANT_WITHIN_S,
+    )  # fmt: skip
+
+    assert result.code == 1, result.output
+    violations = result.verdict.violations
+    assert violations[PresenceViolation.TWICE] > 0, result.output
+    assert violations[PresenceViolation.FALSE_OFFLINE] > 0, result.output

@@ -37,7 +37,7 @@ def main() -> int:
         users=arguments.users,
         messages_per_s=arguments.rate,
         inbox=arguments.inbox,
-        mutant=arguments.mutant,
+        mutants=tuple(arguments.mutant),
         drain_s=arguments.drain,
         drain_per_s=arguments.drain_rate,
         ping_s=arguments.ping,
@@ -171,9 +171,10 @@ def _parse() -> argparse.Namespace:
     add("--rounds", type=int, help="the most rounds of faults")
     add(
         "--mutant",
+        action="append",
+        default=[],
         choices=sorted(MUTANTS),
-        default="",
-        help="a bridge with a deliberate defect",
+        help="a bridge with a deliberate defect; repeatable",
     )
     add("--settle", type=float, default=90.0, help="time limit for the last messages")
     add("--folder", type=Path, help="an empty folder for the history; it is kept")

@@ -16,7 +16,7 @@ from typing import Final
 from tests.faults.suite.bridge_process import BridgeProcess
 from tests.faults.suite.faults import Fault, register_in
 from tests.faults.suite.first_start import FirstStart
-from tests.faults.suite.world import World
+from tests.faults.suite.world import CLOCK_JUMP_S, World
 
 _SUBJECTS: Final = ("bridge", "broker", "wire", "store", "pages", "windows")
 _POLL_S: Final = 0.05
@@ -27,7 +27,6 @@ _ANSWERS: Final = 8
 _ANSWERS_WITHIN_S: Final = 15.0
 _SLEEPING_BYTES: Final = 3000
 _KILL_SHARE: Final = 0.4
-_JUMP_S: Final = 8 * 86_400  # beyond the age at which messages are deleted
 
 ALONE: Final[list[Fault]] = []
 _fault = partial(register_in, ALONE)
@@ -141,7 +140,7 @@ async def jump_clocks(world: World, rng: Random) -> bool:
     crowd = world.crowd
     sleepers = rng.sample(crowd.plans, max(1, len(crowd.plans) // 3))
     slots = rng.choice([world.slots, [rng.choice(world.slots)]])
-    jump_s = rng.choice([_JUMP_S, _JUMP_S, -_JUMP_S])
+    jump_s = rng.choice([CLOCK_JUMP_S, CLOCK_JUMP_S, -CLOCK_JUMP_S])
     numbers: dict[str, int] = {}
     try:
         try:

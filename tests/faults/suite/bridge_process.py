@@ -8,17 +8,20 @@ import signal
 import sys
 import termios
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Final
+from urllib.parse import urlencode
 
 import aiohttp
+import orjson
 
 from tests.faults.suite.program import (
     CLOCK_VARIABLE,
     CONTROL_VARIABLE,
-    MUTANT_VARIABLE,
+    MUTANTS_VARIABLE,
 )
 
 _RESTART_PAUSE_S: Final = 0.2
@@ -42,7 +45,7 @@ class BridgeProcess:
         folder: Holds its settings and its log.
         operator_port: The port for readiness and metrics.
         operator_token: The token of the operator port.
-        mutant: The deliberate defect (program.py); empty means none.
+        mutants: Its deliberate defects (program.py).
         name: Its name in texts.
         exit_timeout_s: How long it may take to exit after a signal.
         anomalies: Exits and tracebacks that no fault explains.
@@ -53,7 +56,7 @@ class BridgeProcess:
     folder: Path
     operator_port: int
     operator_token: str
-    mutant: str = ""
+    mutants: Sequence[str] = ()
     name: str = "the bridge"
     exit_timeout_s: float = 15.0
     anomalies: list[str] = field(default_factory=list)
@@ -174,7 +177,7 @@ class BridgeProcess:
             | {
                 CONTROL_VARIABLE: str(self.control),
                 CLOCK_VARIABLE: str(self.clock),
-                MUTANT_VARIABLE: self.mutant,
+                MUTANTS_VARIABLE: " ".join(self.mutants),
             },
             cwd=ROOT,
             stdin=asyncio.subprocess.PIPE,
@@ -245,7 +248,20 @@ class BridgeProcess:
 
     async def count_windows(self) -> int:
         """Return the number of its windows by its metrics; 0 without an answer."""
-        url = f"http://127.0.0.1:{self.operator_port}/metrics"
+        found = _WINDOWS.search(await self._ask("/metrics"))
+        return int(float(found[1])) if found else 0
+
+    async def windows_of(self, users: Sequence[str]) -> dict[str, int]:
+        """Return the windows of each user on all bridges, as it says; -1 without an answer."""
+        query = urlencode([("user", user) for user in users])
+        answer = await self._ask(f"/api/presence?{query}")
+        if not answer:
+            return dict.fromkeys(users, -1)
+        return {each["user"]: each["windows"] for each in orjson.loads(answer)["items"]}
+
+    async def _ask(self, path: str) -> str:
+        """Return the answer of its operator port; empty without one."""
+        url = f"http://127.0.0.1:{self.operator_port}{path}"
         headers = {"Authorization": f"Bearer {self.operator_token}"}
         timeout = aiohttp.ClientTimeout(_ANSWER_TIMEOUT_S)
         try:
@@ -253,10 +269,9 @@ class BridgeProcess:
                 aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
                 session.get(url) as response,
             ):
-                found = _WINDOWS.search(await response.text())
+                return await response.text() if response.status == 200 else ""
         except (aiohttp.ClientError, TimeoutError, OSError):
-            return 0
-        return int(float(found[1])) if found else 0
+            return ""
 
     async def wait_until_ready(self, *, within_s: float) -> bool:
         """Wait until it is ready; false after `within_s`."""

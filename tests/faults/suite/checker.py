@@ -27,11 +27,14 @@ from tests.faults.suite.history import (
     Invoked,
     Opened,
     Overdue,
+    PresenceCounted,
+    PresenceReported,
     Received,
     Reported,
     Synced,
     WindowCounts,
 )
+from tests.faults.suite.presence_checker import PresenceChecker, PresenceViolation
 from tests.faults.suite.producers import UNDELIVERED_AFTER_S
 
 _EXAMPLES: Final = 20
@@ -159,6 +162,7 @@ class Violation:
         LOST, NOT_DEAD_LETTERED, ORDER, UNEXPECTED, REPEATED_POSITION,
         REPEATED_ID, HOLE, GAP, EPOCH, NOT_RECOVERED, RETAINED, STALE, HELD_UP,
         UNREPORTED, OUTCOMES, CHANGED, FALSE_OUTCOME, FALSE_LATE, NOT_LATE,
+        *PresenceViolation.ALL,
     )  # fmt: skip
 
 
@@ -185,9 +189,16 @@ class Verdict:
 
 
 class Checker:
-    """Consumes events; can be queried at any time."""
+    """
+    Consumes events; can be queried at any time.
+
+    Attributes:
+        presence: Judges what workers learn about presence.
+
+    """
 
     def __init__(self) -> None:
+        self.presence: Final = PresenceChecker()
         self._users: dict[str, _User] = {}
         self._windows: dict[str, _Window] = {}
         self.counts: Counter[str] = Counter()
@@ -202,6 +213,7 @@ class Checker:
 
     def feed(self, event: Event) -> None:  # noqa: C901, PLR0912 - one line for each kind of event
         """Process one event."""
+        self.presence.feed(event)
         match event:
             case Invoked():
                 self._invoked(event)
@@ -230,6 +242,11 @@ class Checker:
                 self._dead_lettered(event)
             case Reported():
                 self._reported_outcome(event)
+            case PresenceReported():
+                change = "online" if event.windows else "offline"
+                self.counts[f"presence: {change}"] += 1
+            case PresenceCounted():
+                pass
             case FaultStarted():  # counted when it ends
                 self._has_faults = True
                 if _CLOCK in event.kind:
@@ -437,6 +454,7 @@ class Checker:
                         text = f"{outcome}, {name} of {user_name}"
                         yield Violation.FALSE_OUTCOME, text
             yield from self._false_delays(user)
+        yield from self.presence.problems()
 
     def _false_delays(self, user: _User) -> Iterator[tuple[str, str]]:
         """Yield the deliveries that contradict whether the message was reported before."""

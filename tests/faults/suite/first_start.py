@@ -59,7 +59,7 @@ class FirstStart:
             folder,
             operator,
             slot.bridge.operator_token,
-            slot.bridge.mutant,
+            slot.bridge.mutants,
             name=f"the bridge of {names.namespace}",
             exit_timeout_s=slot.bridge.exit_timeout_s,
             anomalies=slot.bridge.anomalies,

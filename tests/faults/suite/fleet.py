@@ -30,7 +30,7 @@ from tests.faults.suite.world import (
     Scale,
     World,
     base_settings,
-    declare_receipts,
+    declare_event_queue,
     publisher_at,
     running,
     tokens_of,
@@ -94,7 +94,7 @@ async def open_fleet(
         stack.callback(history.close)
         redis = await enter(RedisServer.start(folder / "redis"))
         cluster = await enter(start_cluster())
-        await declare_receipts(cluster.nodes[0])
+        await declare_event_queue(cluster.nodes[0])
         slots = [
             await _build_slot(
                 stack,
@@ -165,7 +165,7 @@ async def _build_slot(
             folder,
             operator,
             secret,
-            scale.mutant,
+            scale.mutants,
             name=folder.name,
             exit_timeout_s=scale.drain_s + _BEYOND_DRAIN_S,
         ),

@@ -171,6 +171,33 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True)
+class PresenceReported:
+    """
+    A worker received that a user came online or, without windows, went offline.
+
+    A repeat has the same id. `at` is the time in the event, by the clock of a bridge;
+    `decided_t` is the same as a time of the history.
+    """
+
+    t: float
+    user: str
+    windows: int
+    seq: int
+    event_id: str
+    at: str
+    decided_t: float
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceCounted:
+    """A bridge said how many windows each user has on all bridges; -1 without an answer."""
+
+    t: float
+    bridge: str
+    windows: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class FaultStarted:
     """The injection of a fault began."""
 
@@ -223,6 +250,8 @@ Event = (
     | WindowCounts
     | DeadLettered
     | Reported
+    | PresenceReported
+    | PresenceCounted
     | FaultStarted
     | FaultEnded
     | Overdue

@@ -7,8 +7,8 @@ COUNTth time, it removes the file and kills itself with SIGKILL; at one point it
 itself with SIGSTOP instead, until a fault resumes it. It also exits when its parent ends,
 which closes its standard input.
 
-The environment variable FAULTS_CONTROL names the control file. FAULTS_MUTANT selects a
-defect, to test that the checker detects it. FAULTS_CLOCK names a file with seconds by which
+The environment variable FAULTS_CONTROL names the control file. FAULTS_MUTANTS selects
+defects, to test that the checker detects them. FAULTS_CLOCK names a file with seconds by which
 the wall clock of the bridge is ahead; without the file, or while it is empty, it is right.
 """
 
@@ -34,14 +34,17 @@ from bridge.cli.main import main
 from bridge.clock import SteadyClock
 from bridge.core.clock_reading import ClockReading
 from bridge.core.receipts import Receipt, WorkerEvent
+from bridge.inbox.lone_presence import LonePresence
 from bridge.inbox.maintenance import InboxMaintenance
 from bridge.inbox.memory.store import MemoryInbox
 from bridge.inbox.redis.bridge_reports import BridgeReports
+from bridge.inbox.redis.presence import RedisPresence
 from bridge.inbox.sqlite import statements
 from bridge.inbox.sqlite.file import StoreFile
 from bridge.inbox.sqlite.receipts import SqliteReceipts
 from bridge.log_writer import BackgroundLogHandler
 from bridge.pipeline import Pipeline
+from bridge.presence import PresenceReporter
 from bridge.sockets.engineio.session import EngineSession
 from bridge.sockets.server import SocketIOServer
 from bridge.sockets.window import window_of
@@ -58,7 +61,7 @@ CRASH_POINTS: Final = (
 )  # fmt: skip
 
 CONTROL_VARIABLE: Final = "FAULTS_CONTROL"
-MUTANT_VARIABLE: Final = "FAULTS_MUTANT"
+MUTANTS_VARIABLE: Final = "FAULTS_MUTANTS"
 CLOCK_VARIABLE: Final = "FAULTS_CLOCK"
 
 # Gives the acks of a mutant time to reach the broker.
@@ -433,6 +436,38 @@ def forget_reports() -> None:
     BridgeReports.arguments = changed  # type: ignore[method-assign] # the defect
 
 
+def forget_online() -> None:
+    """Forget at the start of a bridge who was online."""
+    begin = LonePresence.__init__
+
+    def changed(self: LonePresence, _: Any = (), **kwargs: Any) -> None:
+        begin(self, **kwargs)
+
+    LonePresence.__init__ = changed  # type: ignore[method-assign, assignment] # the defect
+
+
+def skip_debounce() -> None:
+    """Report users as offline when their last window is closed, also if they return."""
+    begin = PresenceReporter.__init__
+
+    def changed(self: PresenceReporter, store: Any, **kwargs: Any) -> None:
+        begin(self, store, **(kwargs | {"debounce_s": 0.0}))
+
+    PresenceReporter.__init__ = changed  # type: ignore[method-assign] # the defect
+
+
+def keep_sessions() -> None:
+    """Never let the users of another bridge leave when that bridge has ended."""
+    begin = RedisPresence.__init__
+
+    def changed(
+        self: Any, servers: Any, clock: Any, timing: Any, **kwargs: Any
+    ) -> None:
+        begin(self, servers, clock, replace(timing, gone_s=3600.0), **kwargs)
+
+    RedisPresence.__init__ = changed  # type: ignore[method-assign] # the defect
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "ack_before_append": ack_before_append,
     "swap": swap,
@@ -451,6 +486,9 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "publish_before_commit": publish_before_commit,
     "forget_late": forget_late,
     "forget_reports": forget_reports,
+    "forget_online": forget_online,
+    "skip_debounce": skip_debounce,
+    "keep_sessions": keep_sessions,
 }
 
 
@@ -464,7 +502,7 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     _end_with_parent()
-    if mutant := os.environ.pop(MUTANT_VARIABLE, ""):
+    for mutant in os.environ.pop(MUTANTS_VARIABLE, "").split():
         MUTANTS[mutant]()
     if clock := os.environ.pop(CLOCK_VARIABLE, ""):
         set_clock_by(Path(clock))

@@ -20,6 +20,11 @@ from tests.faults.suite.history import (
     FaultStarted,
     WindowCounts,
 )
+from tests.faults.suite.presence_checker import (
+    DEBOUNCE_S,
+    LEASE_S,
+    PresenceViolation,
+)
 from tests.faults.suite.schedule import ScheduledFault, rounds
 from tests.faults.suite.watchdog import Watchdog
 from tests.faults.suite.world import HangError, Scale, World
@@ -31,6 +36,10 @@ _EXTRA_ATTEMPTS_MAX: Final = 3
 _PAUSE_MAX_S: Final = 2.0
 _DEAD_LETTERS_TIMEOUT_S: Final = 60.0
 _RECEIPTS_TIMEOUT_S: Final = 60.0
+_OTHERS: Final = set(Violation.ALL) - set(PresenceViolation.ALL)
+# In it all users are reported, whichever bridges have ended.
+_QUIET_S: Final = LEASE_S + DEBOUNCE_S
+_PRESENCE_TIMEOUT_S: Final = _QUIET_S + 10
 _TEARDOWN_TIMEOUT_S: Final = 90.0
 # Beyond the limit of each phase, which the run itself observes, before the watchdog acts.
 _WATCHDOG_MARGIN_S: Final = 60.0
@@ -175,6 +184,16 @@ class Run:
                 await world.settle_receipts(
                     within_s=min(plan.settle_s, _RECEIPTS_TIMEOUT_S)
                 )
+                found = world.checker.verdict().violations
+                if not any(
+                    found[kind] for kind in _OTHERS
+                ):  # else it has failed anyway
+                    self._phase("reading presence", within_s=_PRESENCE_TIMEOUT_S)
+                    await world.settle_presence(
+                        # The short form ends as soon as everything is known.
+                        quiet_s=0 if plan.minutes is None else _QUIET_S,
+                        within_s=_PRESENCE_TIMEOUT_S,
+                    )
             self._report(self._progress(world))
             self._phase("the teardown", within_s=_TEARDOWN_TIMEOUT_S)
             return Outcome(

@@ -24,7 +24,7 @@ from tests.faults.suite.world import (
     Scale,
     World,
     base_settings,
-    declare_receipts,
+    declare_event_queue,
     publisher_at,
     running,
     tokens_of,
@@ -69,9 +69,9 @@ async def open_single(
             StoreFolder.at(folder / "store", may_mount=may_mount)
         )
         node = await enter(LocalNode.start())
-        await declare_receipts(node)
+        await declare_event_queue(node)
         publishers = [publisher_at(node.url) for _ in range(_PUBLISHERS)]
-        bridge = BridgeProcess(folder, operator, secret, scale.mutant)
+        bridge = BridgeProcess(folder, operator, secret, scale.mutants)
         await enter(running(bridge.run(), *(each.run() for each in publishers)))
         to_pages = await enter(Proxy.open(port=pages, target_port=public))
         slot = BridgeSlot(

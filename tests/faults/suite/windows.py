@@ -124,6 +124,7 @@ class PythonWindow:
                         wait_timeout=5,
                     )
             except (socketio.exceptions.ConnectionError, TimeoutError, OSError):
+                self._client = None  # a late answer does not count
                 await asyncio.sleep(_RETRY_AFTER_S)
             else:
                 await _first_of(client.wait(), self._closed.wait())
@@ -171,7 +172,8 @@ class PythonWindow:
             return self._client is client
 
         async def connected() -> None:
-            history.add(Connected(history.t, name, recovered=None))
+            if is_current():
+                history.add(Connected(history.t, name, recovered=None))
 
         async def received(data: dict[str, Any], position: str) -> None:
             if is_current():

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 import orjson
@@ -37,8 +38,11 @@ from tests.faults.suite.history import (
     DeadLettered,
     History,
     Overdue,
+    PresenceCounted,
+    PresenceReported,
     Reported,
 )
+from tests.faults.suite.presence_checker import DEBOUNCE_S
 from tests.faults.suite.producers import PROBE, Producers
 from tests.faults.suite.proxy import Proxy
 from tests.faults.suite.windows import Crowd
@@ -46,7 +50,9 @@ from tests.integration.dead_letters import take_all
 from tests.local_node import LocalNode
 
 NAMES: Final = BrokerNames("faults")
-_RECEIPTS: Final = "receipts"  # the queue of a worker
+_EVENTS: Final = "events"  # the queue of a worker
+CLOCK_JUMP_S: Final = 8 * 86_400  # beyond the age at which messages are deleted
+_LEAVING_EACH: Final = 4  # of so many users, one leaves at the end
 _POLL_S: Final = 0.1
 # Longer than any run, also after a jump of a clock.
 _TOKEN_TTL_S: Final = 30 * 86_400
@@ -68,7 +74,7 @@ class Scale:
         users: The number of users, each with two producers and one to three windows.
         messages_per_s: The average rate of all producers together.
         inbox: `sqlite` or `memory`.
-        mutant: The deliberate defect of the bridges; empty means none.
+        mutants: The deliberate defects of the bridges.
         drain_s: The drain timeout.
         drain_per_s: How many windows a draining bridge closes per second.
         ping_s: Seconds between two pings to a window.
@@ -79,7 +85,7 @@ class Scale:
     users: int = 40
     messages_per_s: float = 125.0
     inbox: str = "sqlite"
-    mutant: str = ""
+    mutants: Sequence[str] = ()
     drain_s: float = 5.0
     drain_per_s: int = 200
     ping_s: int = 3
@@ -270,23 +276,58 @@ class World:
     async def settle_receipts(self, *, within_s: float) -> None:
         """Record the receipts, until there is one for each message that asked for it."""
         deadline_s = time.monotonic() + within_s
-        await self._record_receipts()
+        await self._record_events()
         while next(self.checker.missing_receipts(), None) is not None:
             if time.monotonic() > deadline_s:
                 return
             await asyncio.sleep(_POLL_S)
-            await self._record_receipts()
+            await self._record_events()
 
-    async def _record_receipts(self) -> None:
-        for event in await take_all(self.nodes[0], _RECEIPTS):
-            properties, receipt = event.properties, orjson.loads(event.body)
+    async def settle_presence(self, *, quiet_s: float, within_s: float) -> None:
+        """
+        Let some users leave; record who is online until workers and bridges know it.
+
+        Args:
+            quiet_s: How long to wait before that.
+            within_s: How long both may take.
+
+        """
+        deadline_s = time.monotonic() + within_s
+        leaving = set(self.users[::_LEAVING_EACH])
+        for plan in self.crowd.plans:
+            if plan.user in leaving:
+                await self.crowd.sleep(plan)
+        await asyncio.sleep(quiet_s)
+        presence = self.checker.presence
+        while True:
+            await self._record_events()
+            for slot in self.slots:
+                counts = await slot.bridge.windows_of(self.users)
+                t = self.history.t
+                self.history.add(PresenceCounted(t, slot.bridge.name, counts))
+            is_known = not (
+                any(map(presence.has_windows, leaving)) or any(presence.wrong())
+            )
+            if is_known or time.monotonic() > deadline_s:
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def _record_events(self) -> None:
+        for event in await take_all(self.nodes[0], _EVENTS):
+            properties, body = event.properties, orjson.loads(event.body)
+            event_id = (properties.message_id or b"").decode()
+            t, user = self.history.t, body["user"]
+            if event.routing_key.startswith(b"user."):
+                decided_t = round(time_of(body["at"], now_s=time.time(), t=t), 4)
+                facts = (body["windows"], body["seq"], event_id, body["at"], decided_t)
+                self.history.add(PresenceReported(t, user, *facts))
+                continue
             name = (properties.correlation_id or b"").decode()
             producer, _, number = name.rpartition("-")
             self.history.add(
                 Reported(
-                    *(self.history.t, receipt["user"], producer, int(number or 0)),
-                    *(receipt["outcome"], (properties.message_id or b"").decode()),
-                    receipt["delay_ms"],
+                    *(t, user, producer, int(number or 0)),
+                    *(body["outcome"], event_id, body["delay_ms"]),
                 )
             )
 
@@ -319,13 +360,27 @@ async def running(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]
                 task.cancel()
 
 
-async def declare_receipts(node: LocalNode) -> None:
-    """Declare the queue in which the receipts wait until the end of the run."""
+def time_of(at: str, *, now_s: float, t: float) -> float:
+    """
+    Return the time of the history of what a bridge dates `at`, whose clock may have jumped.
+
+    Args:
+        at: In RFC 3339.
+        now_s: Unix time.
+        t: The same as a time of the history.
+
+    """
+    ahead_s = datetime.fromisoformat(at).timestamp() - now_s
+    return t + ahead_s - round(ahead_s / CLOCK_JUMP_S) * CLOCK_JUMP_S
+
+
+async def declare_event_queue(node: LocalNode) -> None:
+    """Declare the queue in which the events for workers wait until the end of the run."""
     connection = await open_connection(
         BrokerAddress((node.url,)), purpose=Purpose.CHECK, reader=FrameReader
     )
-    exchange, queue = events_exchange(NAMES), Queue(_RECEIPTS, QUORUM)
-    binding = Binding(exchange.name, queue, "message.*")
+    exchange, queue = events_exchange(NAMES), Queue(_EVENTS, QUORUM)
+    binding = Binding(exchange.name, queue, "#")
     wanted = Topology([exchange], [queue], [binding])
     try:
         await declare(connection, wanted, timeout_s=_DECLARE_TIMEOUT_S)
@@ -348,6 +403,8 @@ def base_settings(scale: Scale, secret: str) -> dict[str, object]:
         "drain_timeout": f"{scale.drain_s:g}s",
         "drain_windows_per_second": scale.drain_per_s,
         "operator_token": secret,
+        "presence": "true",
+        "presence_debounce": f"{DEBOUNCE_S:g}s",
         "log_level": "info",
     }
 
