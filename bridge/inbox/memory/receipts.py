@@ -68,8 +68,7 @@ class MemoryReceipts:
         self._early: list[Stored] = []
         # The last event about each message that has an id, oldest first.
         self._concluded: dict[tuple[str, str | None], WorkerEvent] = {}
-        self._events: dict[int, WorkerEvent] = {}
-        self._next_key = 0
+        self._events: dict[int, WorkerEvent] = {}  # by their identity
         self._wake: Callable[[], None] | None = None
 
     # --- the outbox
@@ -85,8 +84,7 @@ class MemoryReceipts:
     def confirm(self, events: Iterable[WorkerEvent]) -> None:
         """Remove events."""
         for event in events:
-            if isinstance(event.key, int):
-                self._events.pop(event.key, None)
+            self._events.pop(id(event), None)
 
     def drop_presence(self, limit: int) -> int:
         """Remove the oldest events about presence."""
@@ -105,8 +103,7 @@ class MemoryReceipts:
 
     def put(self, event: WorkerEvent) -> None:
         """Add an event."""
-        self._events[self._next_key] = replace(event, key=self._next_key)
-        self._next_key += 1
+        self._events[id(event)] = event
         if self._wake is not None:
             self._wake()
 
