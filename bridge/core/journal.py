@@ -24,10 +24,12 @@ _ENTRIES_MAX: Final = 50_000
 _USERS_MAX: Final = 100_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class JournalEntry:
     """
     One event in the life of a message, or of a range of messages.
+
+    Treat it as frozen. It is not, because thousands are created per second.
 
     Attributes:
         at_s: Unix time.

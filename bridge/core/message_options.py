@@ -57,10 +57,12 @@ class Tracking:
     id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MessageOptions:
     """
     How a message is delivered.
+
+    Treat it as frozen. Like `Tracking` it is not, because thousands are created per second.
 
     Attributes:
         is_ephemeral: It is emitted to the windows that are open now, and never stored.

@@ -47,6 +47,12 @@ _REPLIES_WITHIN_S: Final = 2.0
 _PROBE_EVERY_S: Final = 60.0
 _CLOSE_WITHIN_S: Final = 2.0
 _REPLY_TO_MAX_BYTES: Final = 255
+# What most events have, up to the length of their id.
+_UP_TO_ID: Final = render_properties(
+    Properties(
+        content_type=b"application/json", delivery_mode=PERSISTENT, message_id=b""
+    )
+)[:-1]
 
 
 async def open_event_channel(
@@ -186,16 +192,21 @@ class EventChannel:
 
     def _render(self, method: bytes, event: WorkerEvent, *, is_reply: bool) -> bytes:
         """Return the frames of the next publish."""
-        correlation_id = event.correlation_id
-        properties = Properties(
-            content_type=b"application/json",
-            delivery_mode=PERSISTENT,
-            correlation_id=None if correlation_id is None else correlation_id.encode(),
-            message_id=event.id.encode(),
-        )
+        message_id = event.id.encode()
+        if event.correlation_id is None:  # several times as fast
+            properties = _UP_TO_ID + bytes((len(message_id),)) + message_id
+        else:
+            properties = render_properties(
+                Properties(
+                    content_type=b"application/json",
+                    delivery_mode=PERSISTENT,
+                    correlation_id=event.correlation_id.encode(),
+                    message_id=message_id,
+                )
+            )
         self._tag += 1
         self._unconfirmed[self._tag] = is_reply
-        return method + self._frames.content(render_properties(properties), event.body)
+        return method + self._frames.content(properties, event.body)
 
     def _check_routes(
         self,
