@@ -40,6 +40,8 @@ log = structlog.get_logger(__name__)
 _BATCH_MAX: Final = 1000
 # The store decides what is due by the time when it is asked for events.
 _POLL_S: Final = 1.0
+# After a publish: what is decided meanwhile shares the next one, and its commit in the store.
+_PAUSE_S: Final = 0.01
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 15.0
 
@@ -181,6 +183,8 @@ class EventPublisher:
                     self._needs_connection.set()
                 elif events and monotonic() >= self._try_at_s:
                     await self._publish(events)
+                    if len(events) < _BATCH_MAX:
+                        await asyncio.sleep(_PAUSE_S)
                     continue  # there may be more
             except (TransientError, TopologyError) as exc:
                 await self._note_failure(str(exc), has_events=bool(events))
