@@ -10,7 +10,7 @@ Layout: AMQP 0-9-1 section 4.2.6.1, a 16 bit word of flags, then the values of t
 are set, in order. Tables: section 4.2.5.5, with RabbitMQ's list of types.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -291,13 +291,12 @@ def header_bytes(table: bytes | None, name: str) -> bytes | None:
     return None
 
 
-def _values(table: bytes | None, name: str) -> Iterator[bytes]:
+def _values(table: bytes | None, name: str) -> Sequence[bytes]:
     wanted = name.encode()
     # Most tables lack the header: a fast search avoids parsing them.
-    if table and wanted in table:
-        for key, value, _ in iter_table(table):
-            if key == wanted:
-                yield value
+    if not table or wanted not in table:
+        return ()
+    return [value for key, value, _ in iter_table(table) if key == wanted]
 
 
 def render_table(entries: Mapping[str, str | int | bytes]) -> bytes:
