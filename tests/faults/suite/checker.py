@@ -34,15 +34,20 @@ from tests.faults.suite.history import (
     Synced,
     WindowCounts,
 )
-from tests.faults.suite.presence_checker import PresenceChecker, PresenceViolation
+from tests.faults.suite.presence_checker import (
+    LEFT,
+    PresenceChecker,
+    PresenceViolation,
+)
 from tests.faults.suite.producers import UNDELIVERED_AFTER_S
 
 _EXAMPLES: Final = 20
 _DELAY_MARGIN_MS: Final = 50
 _DELAY_MAX_MS: Final = 3_600_000  # more is a jump of the clock
-# The client's library answers a ping before the handlers of the page have run. A page with
-# automatic acks that is reloaded then does not see what counts as delivered.
-_RELOAD_WITHIN_S: Final = 5.0
+# The client's library answers a ping before the handlers of the page have run, and an orderly
+# close counts as an answer. A page with automatic acks that is reloaded, or closes its
+# connection, then does not see what counts as delivered.
+_LEAVE_WITHIN_S: Final = 5.0
 _MANUAL_ACKS: Final = (".acks", ".fresh")  # ends of the names of windows that have them
 _CLOCK: Final = "clock jumps"  # part of the name of that fault
 MOST_CONNECTS: Final = "most connects per second after the first fault"
@@ -80,7 +85,8 @@ class _User:
     late: set[str] = field(default_factory=set)
     delivered: dict[str, Reported] = field(default_factory=dict)
     windows: list["_Window"] = field(default_factory=list)
-    reloads_t: list[float] = field(default_factory=list)  # of pages with automatic acks
+    # When pages with automatic acks were reloaded, or closed their connection.
+    leaves_t: list[float] = field(default_factory=list)
     keyed: int = 0  # messages with a key
     # By producer and key: the newest message of each retained key, as far as is confirmed.
     retained: dict[tuple[str, str], Name] = field(default_factory=dict)
@@ -232,8 +238,7 @@ class Checker:
             case Acked():
                 self.counts["acks" if event.is_ok else "acks refused"] += 1
             case Disconnected():
-                self.counts["disconnects"] += 1
-                self._windows[event.window].is_in_replay = True
+                self._disconnected(event)
             case Closed():
                 self._windows[event.window].is_open = False
             case WindowCounts():
@@ -482,8 +487,7 @@ class Checker:
         if outcome == ReceiptOutcome.DELIVERED:
             invoked_t = user.messages[name].invoked_t
             return name in user.received or any(
-                0 <= reload_t - invoked_t <= _RELOAD_WITHIN_S
-                for reload_t in user.reloads_t
+                0 <= leave_t - invoked_t <= _LEAVE_WITHIN_S for leave_t in user.leaves_t
             )
         if outcome == ReceiptOutcome.DEAD:
             return name in user.dead_lettered
@@ -502,8 +506,7 @@ class Checker:
             return
         user = self._users[event.user]
         self.counts["page reloads"] += 1
-        if not event.window.endswith(_MANUAL_ACKS):
-            user.reloads_t.append(event.t)
+        self._note_leaving(event, user)
         window.is_in_replay, window.page = True, {}
         window.needed = {
             place: min(user.had.get(place, 0), number)
@@ -515,6 +518,17 @@ class Checker:
             window.seen = set()
             window.newest = {}
             window.is_first_chain = False
+
+    def _disconnected(self, event: Disconnected) -> None:
+        self.counts["disconnects"] += 1
+        window = self._windows[event.window]
+        window.is_in_replay = True
+        if event.reason == LEFT:
+            self._note_leaving(event, self._users[window.user])
+
+    def _note_leaving(self, event: Opened | Disconnected, user: _User) -> None:
+        if not event.window.endswith(_MANUAL_ACKS):
+            user.leaves_t.append(event.t)
 
     def _connected(self, event: Connected) -> None:
         self.counts["connects"] += 1

@@ -41,7 +41,7 @@ _CALL_S: Final = 0.5
 # A bridge closes pages of a busy machine in this way without any fault.
 _NOTICED_S: Final = 8.5
 # Only a page that leaves by itself, on a WebSocket, is known to the bridge until then.
-_LEFT: Final = "io client disconnect"
+LEFT: Final = "io client disconnect"
 _POLLING: Final = ("poll", "polling")
 
 # Without these faults: bridges note windows within a second, and the suite records within
@@ -114,7 +114,7 @@ class PresenceChecker:
                 self._close(event.window)
                 self._users[self._user_of[event.window]].open[event.window] = event.t
             case Disconnected():
-                has_left = event.reason == _LEFT and not event.window.endswith(_POLLING)
+                has_left = event.reason == LEFT and not event.window.endswith(_POLLING)
                 self._close(event.window, noticed_s=0.0 if has_left else _NOTICED_S)
             case Closed():
                 self._close(event.window)

@@ -18,6 +18,7 @@ from tests.faults.suite.history import (
     Confirmed,
     Connected,
     DeadLettered,
+    Disconnected,
     Event,
     FaultEnded,
     FaultStarted,
@@ -496,6 +497,13 @@ def test_a_page_that_is_reloaded_may_not_see_what_was_delivered() -> None:
     assert violations(reload("ann.js", 1.2)) == {}
     assert violations(reload("ann.js", 20)) == false
     assert violations(reload("ann.acks", 1.2)) == false
+
+    def close(reason: str) -> list[Event]:
+        closed = Disconnected(1.2, "ann.js", reason)
+        return [opened("ann.js"), *missed, closed, got(30, 2, 2, window="ann.js")]
+
+    assert violations(close("io client disconnect")) == {}
+    assert violations(close("transport close")) == false
 
 
 def test_a_dead_letter_has_an_outcome_or_was_never_seen_by_bridge() -> None:
