@@ -6,7 +6,6 @@ a `LocalNode`, which tests can kill, freeze and restart separately.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -30,11 +29,6 @@ class RabbitCluster:
     def urls(self) -> tuple[str, ...]:
         """The AMQP URL of each node."""
         return tuple(node.url for node in self.nodes)
-
-    async def members(self) -> set[str]:
-        """Return the names of the running nodes, as the first node sees them."""
-        status = await self.nodes[0].ctl("cluster_status", "--formatter", "json")
-        return set(json.loads(status)["running_nodes"])
 
 
 @asynccontextmanager

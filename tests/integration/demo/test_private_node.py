@@ -99,6 +99,13 @@ async def test_two_nodes_live_side_by_side(broker: LocalNode, node: LocalNode) -
     assert "only-here" not in await broker.ctl("list_queues")
 
 
+async def test_expressions_are_evaluated_on_the_node(node: LocalNode) -> None:
+    """Most tests use this instead of rabbitmqctl, which starts an Erlang VM each time."""
+    assert await node.evaluate("N = 1, N + 1.") == "2"
+    with pytest.raises(PrivateNodeError, match="undef"):
+        await node.evaluate("no_such:function().")
+
+
 async def test_a_killed_node_keeps_its_durable_messages(
     node: LocalNode, namespace: str
 ) -> None:
