@@ -110,6 +110,23 @@ class UsersFleet:
             found += events
         return found
 
+    async def come(self, **bridges: UsersBridge) -> None:
+        """Open the first window of each user, on a bridge; all of them are reported."""
+        for user, bridge in bridges.items():
+            bridge.set(**{user: 1})
+        assert await self.reported() == online(*bridges)
+
+    async def leave(self, **bridges: UsersBridge) -> None:
+        """Close the windows of each user on a bridge; none of them is reported yet."""
+        for user, bridge in bridges.items():
+            bridge.set(**{user: 0})
+        assert await self.reported() == []
+
+    async def reported_after(self, *names: str) -> list[tuple[str, str]]:
+        """Let leases or debounces pass, and return what is reported then."""
+        await self.let_pass(*names)
+        return await self.reported()
+
     async def let_pass(self, *names: str) -> None:
         """Delete keys of all tags."""
         for name in names:
@@ -157,15 +174,10 @@ async def test_a_user_with_windows_on_two_bridges_is_reported_once(
         one.set(ann=1)
         two.set(ann=2, ben=1)
         assert await fleet.reported() == online("ann", "ben")
-        one.set(ann=0)
-        two.set(ben=0)
-        assert await fleet.reported() == []
-        await fleet.let_pass(DEBOUNCES)
-        assert await fleet.reported() == offline("ben")
-        two.set(ann=0)
-        assert await fleet.reported() == []
-        await fleet.let_pass(DEBOUNCES)
-        assert await fleet.reported() == offline("ann")
+        await fleet.leave(ann=one, ben=two)
+        assert await fleet.reported_after(DEBOUNCES) == offline("ben")
+        await fleet.leave(ann=two)
+        assert await fleet.reported_after(DEBOUNCES) == offline("ann")
 
 
 async def test_a_user_who_moves_to_another_bridge_is_not_reported(
@@ -173,14 +185,11 @@ async def test_a_user_who_moves_to_another_bridge_is_not_reported(
 ) -> None:
     """A load balancer chooses another one at each reconnect."""
     async with fleet.bridge() as one, fleet.bridge() as two:
-        one.set(ann=1, ben=1)
-        assert await fleet.reported() == online("ann", "ben")
-        one.set(ann=0, ben=0)
-        assert await fleet.reported() == []
+        await fleet.come(ann=one, ben=one)
+        await fleet.leave(ann=one, ben=one)
         two.set(ann=1)
         assert await fleet.reported() == []
-        await fleet.let_pass(DEBOUNCES)
-        assert await fleet.reported() == offline("ben")
+        assert await fleet.reported_after(DEBOUNCES) == offline("ben")
 
 
 async def test_users_of_a_bridge_that_ended_are_reported_by_the_others(
@@ -196,13 +205,10 @@ async def test_users_of_a_bridge_that_ended_are_reported_by_the_others(
         await fleet.let_pass(LEASES)
         other.set(ben=1)
         assert await fleet.reported() == []
-        await fleet.let_pass(DEBOUNCES)
-        assert await fleet.reported() == offline("ann")
+        assert await fleet.reported_after(DEBOUNCES) == offline("ann")
 
-        other.set(ben=0, cat=0)
-        await fleet.reported()
-        await fleet.let_pass(DEBOUNCES)
-        assert await fleet.reported() == offline("ben", "cat")
+        await fleet.leave(ben=other, cat=other)
+        assert await fleet.reported_after(DEBOUNCES) == offline("ben", "cat")
 
 
 async def test_a_new_bridge_reports_the_users_of_a_fleet_that_ended(
@@ -210,18 +216,14 @@ async def test_a_new_bridge_reports_the_users_of_a_fleet_that_ended(
 ) -> None:
     """It cannot know whether the others are starting, so it waits for one more lease."""
     async with fleet.bridge() as one, fleet.bridge() as two:
-        one.set(ann=1)
-        two.set(ben=1)
-        assert await fleet.reported() == online("ann", "ben")
+        await fleet.come(ann=one, ben=two)
     await fleet.let_pass(LEASES, POLLS)
     async with fleet.bridge() as new:
         new.set(ben=1)
         assert await fleet.reported() == []
         assert await fleet.delete(f"{fleet.namespace}/0:*:q:*") == 0
-        await fleet.let_pass(LEASES)
-        assert await fleet.reported() == []
-        await fleet.let_pass(DEBOUNCES)
-        assert await fleet.reported() == offline("ann")
+        assert await fleet.reported_after(LEASES) == []
+        assert await fleet.reported_after(DEBOUNCES) == offline("ann")
 
 
 async def test_a_bridge_that_stood_still_notes_its_users_again(
@@ -229,22 +231,19 @@ async def test_a_bridge_that_stood_still_notes_its_users_again(
 ) -> None:
     """They were offline for the others, because their windows may have been gone."""
     async with fleet.bridge() as other, fleet.bridge() as still:
-        still.set(ann=1, ben=1)
-        assert await fleet.reported() == online("ann", "ben")
+        await fleet.come(ann=still, ben=still)
         fleet.bridges.remove(still)
         await fleet.let_pass(LEASES)
         other.set(ben=1)
         await fleet.reported()
-        await fleet.let_pass(DEBOUNCES)
-        assert await fleet.reported() == offline("ann")
+        assert await fleet.reported_after(DEBOUNCES) == offline("ann")
 
         fleet.bridges.append(still)
         assert await fleet.reported() == online("ann")
         still.set(ben=0)
         other.set(ben=0)
         await fleet.reported()
-        await fleet.let_pass(DEBOUNCES)
-        assert await fleet.reported() == offline("ben")
+        assert await fleet.reported_after(DEBOUNCES) == offline("ben")
 
 
 async def test_a_fleet_that_could_not_reach_redis_keeps_its_users(
@@ -252,9 +251,7 @@ async def test_a_fleet_that_could_not_reach_redis_keeps_its_users(
 ) -> None:
     """The bridge that is back first must not report the users of the others."""
     async with fleet.bridge() as one, fleet.bridge() as two:
-        one.set(ann=1)
-        two.set(ben=1)
-        assert await fleet.reported() == online("ann", "ben")
+        await fleet.come(ann=one, ben=two)
         await fleet.let_pass(LEASES, POLLS)
         fleet.bridges.remove(two)
         for _ in range(3):
@@ -262,13 +259,9 @@ async def test_a_fleet_that_could_not_reach_redis_keeps_its_users(
         fleet.bridges.append(two)
         assert await fleet.reported() == []
         # The old sessions end some time later, and hold no user.
-        await fleet.let_pass(LEASES)
-        assert await fleet.reported() == []
-        one.set(ann=0)
-        two.set(ben=0)
-        await fleet.reported()
-        await fleet.let_pass(DEBOUNCES)
-        assert await fleet.reported() == offline("ann", "ben")
+        assert await fleet.reported_after(LEASES) == []
+        await fleet.leave(ann=one, ben=two)
+        assert await fleet.reported_after(DEBOUNCES) == offline("ann", "ben")
 
 
 async def test_users_who_left_before_an_outage_have_time_to_return(
@@ -276,18 +269,14 @@ async def test_users_who_left_before_an_outage_have_time_to_return(
 ) -> None:
     """Another bridge may not have noted yet that a user is there."""
     async with fleet.bridge() as one, fleet.bridge() as two:
-        one.set(ann=1, ben=1)
-        assert await fleet.reported() == online("ann", "ben")
-        one.set(ann=0, ben=0)
-        assert await fleet.reported() == []
+        await fleet.come(ann=one, ben=one)
+        await fleet.leave(ann=one, ben=one)
         fleet.bridges.remove(two)
-        await fleet.let_pass(LEASES, POLLS, DEBOUNCES)
-        assert await fleet.reported() == []
+        assert await fleet.reported_after(LEASES, POLLS, DEBOUNCES) == []
         two.set(ann=1)
         fleet.bridges.append(two)
         assert await fleet.reported() == []
-        await fleet.let_pass(DEBOUNCES)
-        assert await fleet.reported() == offline("ben")
+        assert await fleet.reported_after(DEBOUNCES) == offline("ben")
 
 
 async def test_a_server_that_has_lost_everything_learns_who_is_online(
@@ -295,8 +284,7 @@ async def test_a_server_that_has_lost_everything_learns_who_is_online(
 ) -> None:
     """Workers are told again that a user is online, with a larger `seq`."""
     async with fleet.bridge() as one:
-        one.set(ann=1, ben=1)
-        assert await fleet.reported() == online("ann", "ben")
+        await fleet.come(ann=one, ben=one)
         assert await fleet.delete(f"{fleet.namespace}/0:*:[^h]*")
         assert await fleet.reported() == online("ann", "ben")
 
@@ -390,18 +378,15 @@ async def test_a_failover_that_loses_the_last_writes_loses_no_change(
     async with RedisServer.start(tmp_path, is_durable=False) as server:
         fleet = UsersFleet(server.url)
         async with fleet.bridge() as one:
-            one.set(ann=1)
-            assert await fleet.reported() == online("ann")
+            await fleet.come(ann=one)
             await asyncio.to_thread(server.command, "SAVE")
             one.set(ann=0, ben=1)
             assert await fleet.reported() == online("ben")
             await asyncio.to_thread(server.restart)
 
             assert await fleet.reported() == online("ben")
-            await fleet.let_pass(LEASES)
-            assert await fleet.reported() == []
-            await fleet.let_pass(DEBOUNCES)
-            assert await fleet.reported() == offline("ann")
+            assert await fleet.reported_after(LEASES) == []
+            assert await fleet.reported_after(DEBOUNCES) == offline("ann")
 
 
 async def test_a_bridge_without_redis_notes_everything_when_it_is_back(
@@ -411,27 +396,22 @@ async def test_a_bridge_without_redis_notes_everything_when_it_is_back(
     async with RedisServer.start(tmp_path) as server:
         fleet = UsersFleet(server.url)
         async with fleet.bridge() as one:
-            one.set(ann=1, ben=1)
-            assert await fleet.reported() == online("ann", "ben")
+            await fleet.come(ann=one, ben=one)
             await asyncio.to_thread(server.kill)
             one.set(ann=0, cat=1)
             assert not await one.work()
             assert not await one.work()
             await asyncio.to_thread(server.run)
             assert await fleet.reported() == online("cat")
-            await fleet.let_pass(LEASES)
-            await fleet.reported()
-            await fleet.let_pass(DEBOUNCES)
-            assert await fleet.reported() == offline("ann")
+            await fleet.reported_after(LEASES)
+            assert await fleet.reported_after(DEBOUNCES) == offline("ann")
 
 
 async def test_all_keys_go_when_presence_is_turned_off(fleet: UsersFleet) -> None:
     """Nothing deletes them then, except their times to live."""
     async with fleet.bridge() as one:
-        one.set(ann=1, ben=1)
-        await fleet.reported()
-        one.set(ben=0)
-        await fleet.reported()
+        await fleet.come(ann=one, ben=one)
+        await fleet.leave(ben=one)
     for name in ("p", "p:*", "l", "l:*", "q", "q:*", "y"):
         assert await fleet.lives(name) > 0, name
 
@@ -439,8 +419,7 @@ async def test_all_keys_go_when_presence_is_turned_off(fleet: UsersFleet) -> Non
 async def test_a_user_whose_windows_flap_costs_no_events(fleet: UsersFleet) -> None:
     """A page in a loop of reloads."""
     async with fleet.bridge() as one, fleet.bridge() as two:
-        one.set(ann=1)
-        assert await fleet.reported() == online("ann")
+        await fleet.come(ann=one)
         for number in range(8):
             one.set(ann=number % 2)
             two.set(ann=(number // 2) % 2)
