@@ -7,9 +7,9 @@ import pytest
 
 from bridge.auth.issuing import signed_token
 from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.events import presence_worker
 from tests.integration.programs import program
 from tests.integration.running import open_windows, settings_for
-from tests.integration.test_presence import presence_worker
 from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 

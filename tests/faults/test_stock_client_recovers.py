@@ -28,7 +28,7 @@ async def test_500_messages_missed_over_a_kill_arrive_once_and_in_order(
     """`recovered` is true: the bridge needs no state of a window besides the client's."""
     store = f"sqlite:{tmp_path / 'inbox.sqlite3'}"
     settings = settings_for_program(broker, namespace, inbox=store)
-    token = await token_for("ann", **settings)
+    token = token_for("ann", **settings)
     async with open_pages() as pages, open_worker(broker, namespace) as worker:
         async with program(broker, namespace, inbox=store) as first:
             port = first.port

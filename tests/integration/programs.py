@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import orjson
 import pytest
 
+from bridge.auth.issuing import signed_token
+from bridge.settings.load import load_settings
 from tests.conftest import SLOW_FACTOR
 from tests.integration.running import (
     OPERATOR_TOKEN,
@@ -59,9 +61,9 @@ async def command(*arguments: str, stdin: str = "", **settings: str) -> Result:
     return Result(process.returncode, out.decode(), err.decode())
 
 
-async def token_for(user: str, **settings: str) -> str:
-    """Sign a token with `bridge token`."""
-    return (await command("token", user, **settings)).out.strip()
+def token_for(user: str, **settings: str) -> str:
+    """Sign a token that a bridge with these settings accepts."""
+    return signed_token(load_settings(settings), user, ttl_s=300)
 
 
 @dataclass

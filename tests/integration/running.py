@@ -209,6 +209,11 @@ class RawWindow:
         return [args[1] for args in self.events if args[0] == event]
 
     @property
+    def sync(self) -> object:
+        """The summary of its first replay, once that has ended."""
+        return self.data("bridge:sync")[0]
+
+    @property
     def is_synced(self) -> bool:
         """Whether its replay has ended."""
         return bool(self.data("bridge:sync"))

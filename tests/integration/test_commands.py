@@ -13,7 +13,6 @@ from tests.integration.programs import (
     LIMIT_S,
     command,
     environment,
-    program,
     settings_for_program,
     start,
 )
@@ -99,10 +98,9 @@ async def test_tail_prints_published_messages(
 ) -> None:
     """Messages come from arguments, from stdin, and from lines with their own user."""
     settings = settings_for_program(broker, namespace)
-    async with program(broker, namespace) as running:
-        tail = await start(
-            "tail", "ann", "--json", "--url", running.public_url, **settings
-        )
+    async with running_bridge(settings_for(broker, namespace)) as running:
+        url = running.listening.public_url
+        tail = await start("tail", "ann", "--json", "--url", url, **settings)
         assert tail.stdout is not None
         assert tail.stderr is not None
         try:
@@ -153,7 +151,7 @@ async def test_publish_sends_each_line_at_once_until_ctrl_c(
 ) -> None:
     """With `tail -f` as input, the next line may come in an hour, for another user."""
     settings = settings_for_program(broker, namespace)
-    async with program(broker, namespace):
+    async with running_bridge(settings_for(broker, namespace)):
         publishing = await start("publish", "-", "--json", **settings)
         assert publishing.stdin is not None
         assert publishing.stdout is not None
@@ -177,7 +175,7 @@ async def test_publish_stops_at_a_bad_line_and_reports_it(
 ) -> None:
     """The author can fix that line and publish the rest."""
     settings = settings_for_program(broker, namespace)
-    async with program(broker, namespace):
+    async with running_bridge(settings_for(broker, namespace)):
         result = await command("publish", "ann", "-", stdin="1\n{\n3\n", **settings)
 
     assert result.code == 2
@@ -192,7 +190,7 @@ async def test_publish_with_schemas_reports_every_bad_line_and_sends_nothing(
     (tmp_path / "message.json").write_text('{"type": "integer"}')
     settings = settings_for_program(broker, namespace, schemas=str(tmp_path))
     lines = "1\n{\n3\n\n" + '"4"\n' * 150
-    async with program(broker, namespace):
+    async with running_bridge(settings_for(broker, namespace)):
         bad = await command("publish", "ann", "-", stdin=lines, **settings)
         good = await command("publish", "ann", "-", stdin="1\n2\n", **settings)
         one = await command("publish", "ann", '"x"', **settings)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import aio_pika
 import aiohttp
-import pytest
 
 from tests.conftest import eventually
 from tests.integration.running import (
@@ -16,42 +15,32 @@ from tests.integration.running import (
     two_bridges,
 )
 from tests.local_node import LocalNode
-from tests.redis_server import RedisServer
 
 
-@pytest.mark.parametrize("store", ["memory", "sqlite", "redis"])
 async def test_an_ephemeral_message_reaches_open_windows_and_no_inbox(
-    broker: LocalNode, namespace: str, tmp_path: Path, store: str
+    broker: LocalNode, namespace: str, inbox_url: str
 ) -> None:
     """It carries the position of the message before it; a page that comes later misses it."""
-    async with RedisServer.start(tmp_path) as server:
-        urls = {
-            "memory": "memory:",
-            "sqlite": f"sqlite:{tmp_path / 'inbox.sqlite3'}",
-            "redis": server.url,
-        }
-        settings = settings_for(broker, namespace, inbox=urls[store])
-        async with (
-            running_bridge(settings) as running,
-            open_worker(broker, namespace) as worker,
-            open_windows(running.listening.public_url, [running.token("ann")]) as [
-                window
-            ],
-        ):
-            await worker.publish("ann", 1)
-            await eventually(lambda: window.data() == [1])
-            await publish_ephemeral(broker, namespace, b"2")
-            await eventually(lambda: window.data() == [1, 2])
-            await worker.publish("ann", 3)
-            await eventually(lambda: window.data() == [1, 2, 3])
+    settings = settings_for(broker, namespace, inbox=inbox_url)
+    async with (
+        running_bridge(settings) as running,
+        open_worker(broker, namespace) as worker,
+        open_windows(running.listening.public_url, [running.token("ann")]) as [window],
+    ):
+        await worker.publish("ann", 1)
+        await eventually(lambda: window.data() == [1])
+        await publish_ephemeral(broker, namespace, b"2")
+        await eventually(lambda: window.data() == [1, 2])
+        await worker.publish("ann", 3)
+        await eventually(lambda: window.data() == [1, 2, 3])
 
-            one, ephemeral, three = (e[2] for e in window.events if e[0] == "message")
-            assert one == ephemeral != three
-            assert running.settled("ephemeral") == 1
-            async with open_windows(
-                running.listening.public_url, [running.token("ann")]
-            ) as [later]:
-                await eventually(lambda: later.data() == [1, 3])
+        one, ephemeral, three = (e[2] for e in window.events if e[0] == "message")
+        assert one == ephemeral != three
+        assert running.settled("ephemeral") == 1
+        async with open_windows(
+            running.listening.public_url, [running.token("ann")]
+        ) as [later]:
+            await eventually(lambda: later.data() == [1, 3])
 
 
 async def test_ephemeral_messages_reach_windows_on_another_bridge(
@@ -93,10 +82,9 @@ async def test_a_page_that_connects_with_the_position_gets_what_came_after_it(
             running.listening.public_url, [token], position=position
         ) as [window]:
             await eventually(lambda: window.data() == ["after"])
-            await eventually(lambda: "bridge:sync" in [e[0] for e in window.events])
-            sync = next(e[1] for e in window.events if e[0] == "bridge:sync")
+            await eventually(lambda: window.is_synced)
             expected = {"replayed": 1, "complete": True, "missed": 0, "reason": None}
-            assert sync == expected
+            assert window.sync == expected
 
 
 async def publish_ephemeral(broker: LocalNode, namespace: str, body: bytes) -> None:

@@ -25,7 +25,12 @@ from bridge.errors import StoreUnavailableError
 from bridge.event_publisher import EventPublisher
 from bridge.metrics import Metrics
 from tests.conftest import eventually
-from tests.integration.test_broker_alarm import memory_alarm
+from tests.integration.events import (
+    consume_events,
+    consume_replies,
+    queue_without_room,
+    refuse_all,
+)
 from tests.local_node import LocalNode
 
 
@@ -92,10 +97,20 @@ class Stage:
     outbox: ListOutbox
     metrics: Metrics
     channel: aio_pika.abc.AbstractChannel
+    namespace: str
     journal: Journal
     received: list[AbstractIncomingMessage] = field(default_factory=list)
     replies: list[AbstractIncomingMessage] = field(default_factory=list)
     reply_to: str = ""
+
+    async def consume(self) -> None:
+        """Let the worker receive all events from now on."""
+        await consume_events(self.channel, self.namespace, self.received.append)
+
+    async def begin(self) -> None:
+        """Add the first event, and wait until the worker has received it."""
+        await self.add(1)
+        await eventually(lambda: self.ids == ["id-1"])
 
     async def add(self, *numbers: int, **fields: str) -> None:
         """Add an event for each number, for ann."""
@@ -139,41 +154,19 @@ async def publishing(
         asyncio.TaskGroup() as tasks,
     ):
         channel = await connection.channel()
-        stage = Stage(publisher, outbox, metrics, channel, journal)
-        await bind_worker(stage, namespace)
-        replies = await channel.declare_queue(exclusive=True)
-        stage.reply_to = replies.name
-        await replies.consume(keep(stage.replies), no_ack=True)
+        stage = Stage(publisher, outbox, metrics, channel, namespace, journal)
+        await stage.consume()
+        stage.reply_to = await consume_replies(channel, stage.replies.append)
         running = tasks.create_task(publisher.run(), name="publisher")
         yield stage
         running.cancel()
 
 
-async def bind_worker(stage: Stage, namespace: str) -> None:
-    """Declare the exchange and a queue for all events, and consume it."""
-    exchange = await stage.channel.declare_exchange(
-        f"{namespace}.events", "topic", durable=True
-    )
-    queue = await stage.channel.declare_queue(exclusive=True)
-    await queue.bind(exchange, "#")
-    await queue.consume(keep(stage.received), no_ack=True)
-
-
 async def account(broker: LocalNode, namespace: str, *, write: str) -> str:
     """Make an account of bridge with this permission to write; return the URL for it."""
     pattern = f"^{namespace}\\."
-    await broker.ctl("add_user", namespace, "secret")
-    await broker.ctl("set_permissions", namespace, pattern, write, pattern)
+    await broker.add_user(namespace, "secret", pattern, write, pattern)
     return str(URL(broker.url).with_user(namespace).with_password("secret"))
-
-
-def keep(
-    messages: list[AbstractIncomingMessage],
-) -> Callable[[AbstractIncomingMessage], asyncio.Future[None]]:
-    async def receive(message: AbstractIncomingMessage) -> None:
-        messages.append(message)
-
-    return receive  # type: ignore[return-value] # a coroutine function is what it takes
 
 
 async def test_events_are_published_in_order_and_confirmed_to_the_store(
@@ -203,8 +196,7 @@ async def test_an_event_is_published_at_once_when_the_store_wakes_the_publisher(
 ) -> None:
     """The wait for the outcome of a message is a round trip, not an interval."""
     async with publishing(broker, namespace) as stage:
-        await stage.add(1)
-        await eventually(lambda: stage.ids == ["id-1"])
+        await stage.begin()
         asked = stage.outbox.asked
         for number in range(2, 22):
             await stage.add(number)
@@ -314,10 +306,7 @@ async def test_a_reply_that_is_refused_by_a_full_queue_holds_up_nothing(
 ) -> None:
     """The queue belongs to a producer, so bridge cannot wait for it to have room."""
     async with publishing(broker, namespace) as stage:
-        full = await stage.channel.declare_queue(
-            exclusive=True,
-            arguments={"x-max-length": 0, "x-overflow": "reject-publish"},
-        )
+        full = await queue_without_room(stage.channel)
         await stage.add(1, reply_to=full.name)
         await stage.add(2)
         await eventually(lambda: stage.outbox.confirmed == ["id-1", "id-2"])
@@ -346,8 +335,7 @@ async def test_a_deleted_exchange_is_declared_again(
 ) -> None:
     """The publish of an event closes the channel then, and no other part notices."""
     async with publishing(broker, namespace) as stage:
-        await stage.add(1)
-        await eventually(lambda: stage.ids == ["id-1"])
+        await stage.begin()
         with capture_logs() as logs:
             await stage.channel.exchange_delete(f"{namespace}.events")
             await stage.add(2)
@@ -355,7 +343,7 @@ async def test_a_deleted_exchange_is_declared_again(
             assert "no exchange" in str(stage.publisher.problem)
             assert "restart the workers" in str(stage.publisher.problem)
             await eventually(lambda: stage.outbox.confirmed == ["id-1", "id-2"])
-            await bind_worker(stage, namespace)  # the binding was deleted, too
+            await stage.consume()  # the binding was deleted, too
             await stage.add(3)
             await eventually(lambda: "id-3" in stage.ids)
 
@@ -376,7 +364,7 @@ async def test_events_wait_while_the_permission_is_missing_and_follow_it(
             asked = stage.outbox.asked
             await eventually(lambda: stage.outbox.asked > asked + 2)
             assert stage.ids == []
-            await broker.ctl("set_permissions", namespace, pattern, pattern, pattern)
+            await broker.set_permissions(namespace, pattern, pattern, pattern)
             await eventually(lambda: stage.ids == ["id-1"], within_s=30)
             await eventually(lambda: stage.publisher.problem is None)
 
@@ -390,9 +378,8 @@ async def test_events_wait_during_an_alarm_of_the_broker(
 ) -> None:
     """Afterwards each is there; one that was sent before the alarm was known may be there twice."""
     async with publishing(broker, namespace, timeout_s=2) as stage:
-        await stage.add(1)
-        await eventually(lambda: stage.ids == ["id-1"])
-        async with memory_alarm(broker):
+        await stage.begin()
+        async with broker.memory_alarm():
             await stage.add(2, 3, 4)
             await eventually(
                 lambda: "blocks" in str(stage.publisher.problem), within_s=20
@@ -410,11 +397,7 @@ async def test_events_about_presence_hold_up_no_message(
 ) -> None:
     """While the broker takes none, the oldest of them make room for receipts."""
     async with publishing(broker, namespace, timeout_s=2) as stage:
-        full = await stage.channel.declare_queue(
-            exclusive=True,
-            arguments={"x-max-length": 0, "x-overflow": "reject-publish"},
-        )
-        await full.bind(f"{namespace}.events", "#")
+        await refuse_all(stage.channel, f"{namespace}.events")
         ids = [f"user-{number}" for number in range(6)]
         for event_id in ids:
             event = WorkerEvent(event_id, "user.online", "ann", b"{}", 0.0)
@@ -434,8 +417,7 @@ async def test_a_batch_that_is_not_noted_in_the_store_is_repeated_with_the_same_
 ) -> None:
     """At least once: the publish comes first, and then its note."""
     async with publishing(broker, namespace) as stage:
-        await stage.add(1)
-        await eventually(lambda: stage.ids == ["id-1"])
+        await stage.begin()
         stage.outbox.is_away = True
         await eventually(lambda: "away" in str(stage.publisher.problem))
         await stage.add(2)
@@ -448,8 +430,7 @@ async def test_an_event_does_not_wait_longer_after_a_long_outage_of_the_store(
 ) -> None:
     """Part of a cluster may be away for hours; the events of the others must not wait."""
     async with publishing(broker, namespace) as stage:
-        await stage.add(1)
-        await eventually(lambda: stage.ids == ["id-1"])
+        await stage.begin()
         stage.outbox.is_away = True
         asked = stage.outbox.asked
         await eventually(lambda: stage.outbox.asked >= asked + 6, within_s=60)

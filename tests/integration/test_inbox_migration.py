@@ -163,7 +163,7 @@ async def test_a_client_recovers_in_the_fleet_with_its_position_from_one_bridge(
     """It misses no message that was published meanwhile."""
     file = f"sqlite:{path}"
     settings = settings_for_program(broker, namespace, inbox=file)
-    token = await token_for("ann", **settings)
+    token = token_for("ann", **settings)
     async with open_pages() as pages, open_worker(broker, namespace) as worker:
         async with program(broker, namespace, inbox=file) as single:
             port = single.port

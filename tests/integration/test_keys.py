@@ -1,8 +1,5 @@
 """Messages with a key from a producer to pages, and what operators see of them."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -13,14 +10,12 @@ from bridge.core.properties import PERSISTENT, Properties
 from tests.conftest import eventually
 from tests.integration.running import (
     OPERATOR_TOKEN,
-    RawWindow,
     open_windows,
     open_worker,
     running_bridge,
     settings_for,
 )
 from tests.local_node import LocalNode
-from tests.redis_server import RedisServer
 
 
 def with_key(key: str, message_id: str, **flags: Any) -> Properties:
@@ -32,100 +27,82 @@ def with_key(key: str, message_id: str, **flags: Any) -> Properties:
     )
 
 
-def sync_of(window: RawWindow) -> object:
-    """Return the summary of the replay."""
-    return next(each[1] for each in window.events if each[0] == "bridge:sync")
-
-
-@asynccontextmanager
-async def url_of(store: str, folder: Path) -> AsyncIterator[str]:
-    """Return the URL of a store; that of Redis belongs to a server of its own."""
-    if store == "redis":
-        async with RedisServer.start(folder) as server:
-            yield server.url
-    else:
-        yield "memory:" if store == "memory" else f"sqlite:{folder / 'inbox.sqlite3'}"
-
-
-@pytest.mark.parametrize("store", ["memory", "sqlite", "redis"])
 async def test_a_page_that_returns_receives_the_newest_of_each_key(
-    broker: LocalNode, namespace: str, tmp_path: Path, store: str
+    broker: LocalNode, namespace: str, inbox_url: str
 ) -> None:
     """It has missed nothing, and a trace of a replaced message names the newer one."""
-    async with url_of(store, tmp_path) as inbox:
-        settings = settings_for(broker, namespace, inbox=inbox)
-        async with (
-            running_bridge(settings) as running,
-            open_worker(broker, namespace) as worker,
-        ):
-            url, tokens = running.listening.public_url, [running.token("ann")]
-            async with open_windows(url, tokens) as [window]:
-                await worker.publish("ann", "plain")
-                await worker.publish("ann", 1, properties=with_key("job", "m1"))
-                await worker.publish("ann", 2, properties=with_key("job", "m2"))
-                await eventually(lambda: window.data() == ["plain", 1, 2])
-                position = window.events[-1][2]
+    settings = settings_for(broker, namespace, inbox=inbox_url)
+    async with (
+        running_bridge(settings) as running,
+        open_worker(broker, namespace) as worker,
+    ):
+        url, tokens = running.listening.public_url, [running.token("ann")]
+        async with open_windows(url, tokens) as [window]:
+            await worker.publish("ann", "plain")
+            await worker.publish("ann", 1, properties=with_key("job", "m1"))
+            await worker.publish("ann", 2, properties=with_key("job", "m2"))
+            await eventually(lambda: window.data() == ["plain", 1, 2])
+            position = window.events[-1][2]
 
-            for number in range(3, 20):
-                properties = with_key("job", f"m{number}")
-                await worker.publish("ann", number, properties=properties)
-            await worker.publish("ann", "last")
-            await eventually(lambda: running.settled("stored") == 21)
+        for number in range(3, 20):
+            properties = with_key("job", f"m{number}")
+            await worker.publish("ann", number, properties=properties)
+        await worker.publish("ann", "last")
+        await eventually(lambda: running.settled("stored") == 21)
 
-            async with open_windows(url, tokens, position=str(position)) as [window]:
-                await eventually(lambda: window.data() == [19, "last"])
-                expected = {
-                    "replayed": 2,
-                    "complete": True,
-                    "missed": 0,
-                    "reason": None,
-                }
-                assert sync_of(window) == expected
-            async with aiohttp.ClientSession() as session:
-                newest = window.events[0][2]
-                path = f"{running.listening.operator_url}/api/trace/m18?user=ann"
-                headers = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
-                async with session.get(path, headers=headers) as response:
-                    trace = await response.json()
-            assert trace["fate"] == "replaced"
-            assert trace["verdict"] == f"replaced: by the message at position {newest}"
+        async with open_windows(url, tokens, position=str(position)) as [window]:
+            await eventually(lambda: window.data() == [19, "last"])
+            expected = {
+                "replayed": 2,
+                "complete": True,
+                "missed": 0,
+                "reason": None,
+            }
+            assert window.sync == expected
+        async with aiohttp.ClientSession() as session:
+            newest = window.events[0][2]
+            path = f"{running.listening.operator_url}/api/trace/m18?user=ann"
+            headers = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
+            async with session.get(path, headers=headers) as response:
+                trace = await response.json()
+        assert trace["fate"] == "replaced"
+        assert trace["verdict"] == f"replaced: by the message at position {newest}"
 
 
-@pytest.mark.parametrize("store", ["sqlite", "redis"])
+@pytest.mark.parametrize("inbox_url", ["sqlite", "redis"], indirect=True)
 async def test_retained_messages_survive_a_restart_and_the_limit_of_keys_holds(
-    broker: LocalNode, namespace: str, tmp_path: Path, store: str
+    broker: LocalNode, namespace: str, inbox_url: str
 ) -> None:
     """One key too many is a dead letter that names the setting; nothing waits behind it."""
-    async with url_of(store, tmp_path) as inbox:
-        settings = settings_for(broker, namespace, inbox=inbox, max_retained=2)
-        async with (
-            running_bridge(settings) as running,
-            open_worker(broker, namespace) as worker,
-        ):
-            for number in range(3):
-                key = with_key(f"job-{number}", f"a{number}", is_retained=True)
-                await worker.publish("ann", number, properties=key)
-            await worker.publish("ann", "newer", properties=with_key("job-0", "b"))
-            await eventually(lambda: running.settled("stored") == 3)
-            reason = "too_many_retained"
-            await eventually(lambda: running.settled("dead_letter", reason) == 1)
-            url, tokens = running.listening.public_url, [running.token("ann")]
-            async with open_windows(url, tokens, acks="manual") as [window]:
-                await eventually(lambda: window.data() == [1, "newer"])
-                last = str(window.events[1][2])
-                await window.websocket.send_str(f'42["ack","{last}"]')
+    settings = settings_for(broker, namespace, inbox=inbox_url, max_retained=2)
+    async with (
+        running_bridge(settings) as running,
+        open_worker(broker, namespace) as worker,
+    ):
+        for number in range(3):
+            key = with_key(f"job-{number}", f"a{number}", is_retained=True)
+            await worker.publish("ann", number, properties=key)
+        await worker.publish("ann", "newer", properties=with_key("job-0", "b"))
+        await eventually(lambda: running.settled("stored") == 3)
+        reason = "too_many_retained"
+        await eventually(lambda: running.settled("dead_letter", reason) == 1)
+        url, tokens = running.listening.public_url, [running.token("ann")]
+        async with open_windows(url, tokens, acks="manual") as [window]:
+            await eventually(lambda: window.data() == [1, "newer"])
+            last = str(window.events[1][2])
+            await window.websocket.send_str(f'42["ack","{last}"]')
 
-        async with (
-            running_bridge(settings) as running,
-            open_worker(broker, namespace) as worker,
-        ):
-            url, tokens = running.listening.public_url, [running.token("ann")]
-            async with open_windows(url, tokens) as [window]:
-                await eventually(lambda: window.data() == [1, "newer"])
-                assert [event[2] for event in window.events[:2]] == [last, last]
-                clear = with_key("job-1", "c", is_cleared=True)
-                await worker.publish("ann", "over", properties=clear)
-                await eventually(lambda: window.data() == [1, "newer", "over"])
-            async with open_windows(url, tokens) as [window]:
-                await eventually(lambda: "newer" in window.data())
-                assert 1 not in window.data()
+    async with (
+        running_bridge(settings) as running,
+        open_worker(broker, namespace) as worker,
+    ):
+        url, tokens = running.listening.public_url, [running.token("ann")]
+        async with open_windows(url, tokens) as [window]:
+            await eventually(lambda: window.data() == [1, "newer"])
+            assert [event[2] for event in window.events[:2]] == [last, last]
+            clear = with_key("job-1", "c", is_cleared=True)
+            await worker.publish("ann", "over", properties=clear)
+            await eventually(lambda: window.data() == [1, "newer", "over"])
+        async with open_windows(url, tokens) as [window]:
+            await eventually(lambda: "newer" in window.data())
+            assert 1 not in window.data()

@@ -95,7 +95,7 @@ async def test_sighup_replaces_the_certificate_and_keeps_the_old_one_if_it_is_wr
     broker: LocalNode, namespace: str, site: Site
 ) -> None:
     """A renewal ends no window, and a mistake in it does not end the service."""
-    token = await token_for("ann", **settings_for_program(broker, namespace))
+    token = token_for("ann", **settings_for_program(broker, namespace))
     first, second = site.sign("first"), site.sign("second")
     site.install(first)
     async with (

@@ -1,70 +1,24 @@
 """Workers learn who is online, on one bridge with each store, and after it was killed."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aio_pika
 import pytest
-from aio_pika.abc import AbstractIncomingMessage
 
 from bridge.settings.model import Settings
 from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.events import presence_worker
 from tests.integration.programs import program, settings_for_program, token_for
 from tests.integration.running import open_windows, running_bridge, settings_for
 from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 
-class PresenceWorker:
-    """A worker that receives the events about presence, and drops repeats."""
-
-    def __init__(self) -> None:
-        self._ids: set[str | None] = set()
-        self.changes: list[tuple[str, str]] = []
-        self.bodies: list[dict[str, object]] = []
-
-    async def receive(self, event: AbstractIncomingMessage) -> None:
-        """Record an event, unless a bridge repeats it after a crash."""
-        if event.message_id in self._ids:
-            return
-        self._ids.add(event.message_id)
-        body = json.loads(event.body)
-        self.bodies.append(body)
-        self.changes.append((body["user"], (event.routing_key or "").split(".")[1]))
-
-
-@asynccontextmanager
-async def presence_worker(
-    broker: LocalNode, namespace: str
-) -> AsyncIterator[PresenceWorker]:
-    """Receive all events about presence, also of a bridge that starts later."""
-    worker = PresenceWorker()
-    async with await aio_pika.connect(broker.url) as connection:
-        channel = await connection.channel()
-        exchange = await channel.declare_exchange(
-            f"{namespace}.events", "topic", durable=True
-        )
-        queue = await channel.declare_queue(exclusive=True)
-        await queue.bind(exchange, "user.*")
-        await queue.consume(worker.receive, no_ack=True)
-        yield worker
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis"])
-async def settings(
-    request: pytest.FixtureRequest, broker: LocalNode, namespace: str, tmp_path: Path
-) -> AsyncIterator[Settings]:
+@pytest.fixture
+def settings(broker: LocalNode, namespace: str, inbox_url: str) -> Settings:
     """Settings with each store."""
     presence = {"presence": "true", "presence_debounce": "500ms"}
-    if request.param == "redis":
-        async with RedisServer.start(tmp_path) as server:
-            yield settings_for(broker, namespace, inbox=server.url, **presence)
-        return
-    url = {"memory": "memory:", "sqlite": f"sqlite:{tmp_path / 'inbox.sqlite3'}"}
-    yield settings_for(broker, namespace, inbox=url[request.param], **presence)
+    return settings_for(broker, namespace, inbox=inbox_url, **presence)
 
 
 async def test_a_worker_learns_who_comes_and_goes(
@@ -119,7 +73,7 @@ async def test_users_who_stay_away_after_a_crash_are_reported(
         "inbox": f"sqlite:{tmp_path / 'inbox.sqlite3'}",
     }
     settings = settings_for_program(broker, namespace, **more)
-    ann, ben = [await token_for(user, **settings) for user in ("ann", "ben")]
+    ann, ben = [token_for(user, **settings) for user in ("ann", "ben")]
     both = [("ann", "online"), ("ben", "online")]
     async with presence_worker(broker, namespace) as worker:
         async with (

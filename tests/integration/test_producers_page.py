@@ -14,15 +14,15 @@ import aiohttp
 import pytest
 
 from tests.conftest import eventually
-from tests.integration.programs import (
-    LIMIT_S,
-    RunningProgram,
-    environment,
-    program,
-    token_for,
+from tests.integration.programs import LIMIT_S, environment, settings_for_program
+from tests.integration.running import (
+    OPERATOR_TOKEN,
+    RunningBridge,
+    open_windows,
+    python_client,
+    running_bridge,
+    settings_for,
 )
-from tests.integration.programs import settings_for_program as settings_for
-from tests.integration.running import OPERATOR_TOKEN, open_windows, python_client
 from tests.local_node import LocalNode
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -39,14 +39,15 @@ def block(page: str, heading: str) -> str:
 
 
 @pytest.fixture
-async def running(broker: LocalNode, namespace: str) -> AsyncIterator[RunningProgram]:
+async def running(broker: LocalNode, namespace: str) -> AsyncIterator[RunningBridge]:
     presence = {"presence": "true", "presence_debounce": "100ms"}
-    async with program(broker, namespace, api_key=_API_KEY, **presence) as started:
-        yield started
+    settings = settings_for(broker, namespace, api_key=_API_KEY, **presence)
+    async with running_bridge(settings) as running:
+        yield running
 
 
 @pytest.fixture
-def adapt(broker: LocalNode, namespace: str, running: RunningProgram) -> Any:
+def adapt(broker: LocalNode, namespace: str, running: RunningBridge) -> Any:
     """Put the addresses and names of this test into a block."""
 
     def adapted(text: str) -> str:
@@ -54,14 +55,14 @@ def adapt(broker: LocalNode, namespace: str, running: RunningProgram) -> Any:
             text = text.replace(url, broker.url)
         for exchange in ("messages", "events"):
             text = text.replace(f"bridge.{exchange}", f"{namespace}.{exchange}")
-        return text.replace("http://127.0.0.1:8081", running.operator_url)
+        return text.replace("http://127.0.0.1:8081", running.listening.operator_url)
 
     return adapted
 
 
-async def inbox(running: RunningProgram) -> list[dict[str, Any]]:
+async def inbox(running: RunningBridge) -> list[dict[str, Any]]:
     """Return the messages of Ann, newest first."""
-    url = f"{running.operator_url}/api/users/ann/inbox?data=true"
+    url = f"{running.listening.operator_url}/api/users/ann/inbox?data=true"
     headers = {"Authorization": f"Bearer {OPERATOR_TOKEN}"}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
@@ -83,7 +84,7 @@ async def end(worker: asyncio.Task[None]) -> None:
     assert done
 
 
-async def arrived(running: RunningProgram, *ids: str) -> None:
+async def arrived(running: RunningBridge, *ids: str) -> None:
     async def is_there() -> bool:
         return {item.get("message_id") for item in await inbox(running)} >= set(ids)
 
@@ -108,7 +109,7 @@ async def run(*arguments: str, **variables: str) -> str:
     ("page", "heading"), [("docs/producers.md", "Python"), ("README.md", "Publish")]
 )
 async def test_the_python_snippet(
-    adapt: Any, running: RunningProgram, page: str, heading: str
+    adapt: Any, running: RunningBridge, page: str, heading: str
 ) -> None:
     """The first thing that a reader copies."""
     code = compile(
@@ -123,7 +124,7 @@ async def test_the_python_snippet(
 
 
 async def test_the_worker_that_records_receipts(
-    adapt: Any, running: RunningProgram
+    adapt: Any, running: RunningBridge
 ) -> None:
     """It receives the outcomes of messages that are published after it was started."""
     code = adapt(block("docs/producers.md", "Receipts"))
@@ -132,7 +133,7 @@ async def test_the_worker_that_records_receipts(
     exec(code, names)  # noqa: S102 - a block of our own page
     outcomes: dict[str, str] = {}
     recording = asyncio.create_task(names["record"](outcomes), name="worker")
-    url = f"{running.operator_url}/api/publish"
+    url = f"{running.listening.operator_url}/api/publish"
     headers = {"Authorization": f"Bearer {_API_KEY}"}
     body = {"user": "ann", "data": 1, "id": "order-17", "receipt": True, "ttl_s": 0.1}
 
@@ -150,7 +151,7 @@ async def test_the_worker_that_records_receipts(
 
 
 async def test_the_worker_that_knows_who_is_online(
-    adapt: Any, running: RunningProgram, broker: LocalNode, namespace: str
+    adapt: Any, running: RunningBridge, broker: LocalNode, namespace: str
 ) -> None:
     """Ann has a window, and closes it."""
     code = adapt(block("docs/producers.md", "Who is online"))
@@ -159,13 +160,12 @@ async def test_the_worker_that_knows_who_is_online(
     names: dict[str, Any] = {"__name__": "worker"}
     exec(code, names)  # noqa: S102 - a block of our own page
     users: dict[str, tuple[int, bool]] = {}
-    token = await token_for("ann", **settings_for(broker, namespace))
     async with await aio_pika.connect(broker.url) as connection:
         channel = await connection.channel()
         queue = await channel.declare_queue(name, durable=True)
         await queue.bind(f"{namespace}.events", "user.*")
         following = asyncio.create_task(names["follow_users"](users), name="worker")
-        async with open_windows(running.public_url, [token]):
+        async with open_windows(running.listening.public_url, [running.token("ann")]):
             await eventually(lambda: "ann" in users)
             assert users["ann"][1]
         await eventually(lambda: not users["ann"][1])
@@ -174,7 +174,7 @@ async def test_the_worker_that_knows_who_is_online(
 
 
 async def test_the_worker_that_mails_late_messages(
-    adapt: Any, running: RunningProgram, broker: LocalNode, namespace: str
+    adapt: Any, running: RunningBridge, broker: LocalNode, namespace: str
 ) -> None:
     """Ann stays away and gets a mail; Bob opens a page in time and gets none."""
     code = adapt(block("docs/producers.md", "Messages that are not delivered in time"))
@@ -187,7 +187,6 @@ async def test_the_worker_that_mails_late_messages(
         mails.setdefault(user, []).append((mail_id, data))
 
     mailing = asyncio.create_task(names["mail_late_messages"](send), name="worker")
-    token = await token_for("bob", **settings_for(broker, namespace))
     async with (
         await aio_pika.connect(broker.url) as connection,
         python_client() as page,
@@ -210,7 +209,8 @@ async def test_the_worker_that_mails_late_messages(
         await eventually(is_mailing)  # its queue is bound
         await publish("ann", "5s")
         await publish("bob", "5s")
-        await page.connect(running.public_url, auth={"token": token})
+        auth = {"token": running.token("bob")}
+        await page.connect(running.listening.public_url, auth=auth)
         await eventually(lambda: "ann" in mails)
         await publish("dan", "100ms")
         await eventually(lambda: "dan" in mails)
@@ -220,7 +220,7 @@ async def test_the_worker_that_mails_late_messages(
     assert "bob" not in mails
 
 
-async def test_the_node_snippet(adapt: Any, running: RunningProgram) -> None:
+async def test_the_node_snippet(adapt: Any, running: RunningBridge) -> None:
     """Its names of properties differ from those of AMQP."""
     code = adapt(block("docs/producers.md", "Node"))
     await run("node", "-e", f"(async () => {{ {code} }})()")
@@ -229,7 +229,7 @@ async def test_the_node_snippet(adapt: Any, running: RunningProgram) -> None:
 
 
 async def test_the_shell_and_http_snippets(
-    adapt: Any, running: RunningProgram, broker: LocalNode, namespace: str
+    adapt: Any, running: RunningBridge, broker: LocalNode, namespace: str
 ) -> None:
     """Scripts use them unchanged."""
     text = adapt(
@@ -237,7 +237,9 @@ async def test_the_shell_and_http_snippets(
     )
     variables = {
         f"BRIDGE_{name.upper()}": value
-        for name, value in settings_for(broker, namespace, api_key=_API_KEY).items()
+        for name, value in settings_for_program(
+            broker, namespace, api_key=_API_KEY
+        ).items()
     }
     function = f'bridge() {{ {sys.executable} -m bridge "$@"; }}\n'
     await run("bash", "-euc", function + text, **variables, PYTHONPATH=str(_ROOT))

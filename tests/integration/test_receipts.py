@@ -6,7 +6,6 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aio_pika
@@ -19,14 +18,9 @@ from bridge.doctor.listeners import check_running_bridge
 from bridge.doctor.results import CheckStatus
 from bridge.settings.model import Settings
 from tests.conftest import eventually
+from tests.integration.events import consume_events, consume_replies, refuse_all
 from tests.integration.operator.api_client import asking
-from tests.integration.programs import (
-    command,
-    program,
-    settings_for_program,
-    start,
-    token_for,
-)
+from tests.integration.programs import command, settings_for_program, start
 from tests.integration.running import (
     open_windows,
     running_bridge,
@@ -34,11 +28,10 @@ from tests.integration.running import (
 )
 from tests.integration.test_broker_alarm import health
 from tests.local_node import LocalNode
-from tests.redis_server import RedisServer
 
 
 @dataclass
-class BackEnd:
+class ReceiptWorker:
     """Publishes messages and records the events and replies about them."""
 
     namespace: str
@@ -63,24 +56,6 @@ class BackEnd:
         )
         await exchange.publish(message, "ann")
 
-    async def bind(self) -> None:
-        """Record all events from now on."""
-        queue = await self.channel.declare_queue(exclusive=True)
-        await queue.bind(f"{self.namespace}.events", "#")
-        await self.record(queue, self.events)
-
-    async def record(
-        self,
-        queue: aio_pika.abc.AbstractQueue,
-        messages: list[AbstractIncomingMessage],
-    ) -> None:
-        """Append what arrives in `queue` to `messages`."""
-
-        async def receive(message: AbstractIncomingMessage) -> None:
-            messages.append(message)
-
-        await queue.consume(receive, no_ack=True)
-
     @property
     def outcomes(self) -> list[tuple[str | None, str]]:
         """The message id and outcome of each event, in order, without repeats."""
@@ -93,32 +68,21 @@ class BackEnd:
 
 
 @asynccontextmanager
-async def back_end(broker: LocalNode, namespace: str) -> AsyncIterator[BackEnd]:
-    """Connect a back end; the exchange of events exists already."""
+async def receipt_worker(
+    broker: LocalNode, namespace: str
+) -> AsyncIterator[ReceiptWorker]:
+    """Connect a worker that receives all events from now on."""
     async with await aio_pika.connect(broker.url) as connection:
-        found = BackEnd(namespace, await connection.channel())
-        await found.bind()
-        replies = await found.channel.declare_queue(exclusive=True)
-        found.reply_to = replies.name
-        await found.record(replies, found.replies)
+        found = ReceiptWorker(namespace, await connection.channel())
+        await consume_events(found.channel, namespace, found.events.append)
+        found.reply_to = await consume_replies(found.channel, found.replies.append)
         yield found
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis"])
-async def settings(
-    request: pytest.FixtureRequest, broker: LocalNode, namespace: str, tmp_path: Path
-) -> AsyncIterator[Settings]:
+@pytest.fixture
+def settings(broker: LocalNode, namespace: str, inbox_url: str) -> Settings:
     """Settings with each store; an inbox keeps two messages."""
-    if request.param == "redis":
-        async with RedisServer.start(tmp_path) as server:
-            yield settings_for(
-                broker, namespace, inbox=server.url, inbox_max_messages=2
-            )
-        return
-    url = {"memory": "memory:", "sqlite": f"sqlite:{tmp_path / 'inbox.sqlite3'}"}
-    yield settings_for(
-        broker, namespace, inbox=url[request.param], inbox_max_messages=2
-    )
+    return settings_for(broker, namespace, inbox=inbox_url, inbox_max_messages=2)
 
 
 async def test_a_delivered_message_is_reported_with_a_reply(
@@ -127,7 +91,7 @@ async def test_a_delivered_message_is_reported_with_a_reply(
     """The page is asked for a sign of life at once, so it takes no regular ping."""
     async with (
         running_bridge(settings) as running,
-        back_end(broker, namespace) as worker,
+        receipt_worker(broker, namespace) as worker,
         open_windows(running.listening.public_url, [running.token("ann")]) as [window],
     ):
         await worker.publish(
@@ -159,7 +123,7 @@ async def test_each_message_that_is_not_delivered_has_its_outcome(
     """No window is open: expired, over the limit, replaced, and not valid."""
     async with (
         running_bridge(settings),
-        back_end(broker, namespace) as worker,
+        receipt_worker(broker, namespace) as worker,
     ):
         await worker.publish(1, message_id="expired", expiration=0.3)
         await eventually(lambda: worker.outcomes == [("expired", "expired")])
@@ -183,7 +147,7 @@ async def test_a_duplicate_gets_the_outcome_of_the_first(
     """A producer that did not see the confirm publishes again, and must learn it, too."""
     async with (
         running_bridge(settings) as running,
-        back_end(broker, namespace) as worker,
+        receipt_worker(broker, namespace) as worker,
     ):
         await worker.publish(1, message_id="m1")
         await worker.publish(1, message_id="m1", reply_to=worker.reply_to)
@@ -200,19 +164,18 @@ async def test_a_duplicate_gets_the_outcome_of_the_first(
             assert len({reply.message_id for reply in worker.replies}) == 1
 
 
+@pytest.mark.parametrize("inbox_url", ["sqlite", "redis"], indirect=True)
 async def test_receipts_survive_a_restart(
     broker: LocalNode, namespace: str, settings: Settings
 ) -> None:
     """The message is delivered by another process than the one that stored it."""
-    if settings.inbox == "memory:":
-        return  # it promises nothing
-    async with running_bridge(settings), back_end(broker, namespace) as worker:
+    async with running_bridge(settings), receipt_worker(broker, namespace) as worker:
         await worker.publish(1, message_id="m1")
         await worker.publish(2, message_id="m2", expiration=600)
         await asyncio.sleep(0)
     async with (
         running_bridge(settings) as running,
-        back_end(broker, namespace) as worker,
+        receipt_worker(broker, namespace) as worker,
         open_windows(running.listening.public_url, [running.token("ann")]),
     ):
         await eventually(lambda: len(worker.outcomes) == 2)
@@ -226,15 +189,11 @@ async def test_a_bridge_that_cannot_publish_events_delivers_and_says_why(
     settings = settings.model_copy(update={"events_max_waiting": 2})
     async with (
         running_bridge(settings) as running,
-        back_end(broker, namespace) as worker,
+        receipt_worker(broker, namespace) as worker,
         open_windows(running.listening.public_url, [running.token("ann")]) as [window],
         asking(running) as api,
     ):
-        full = await worker.channel.declare_queue(
-            exclusive=True,
-            arguments={"x-max-length": 0, "x-overflow": "reject-publish"},
-        )
-        await full.bind(f"{namespace}.events", "#")
+        full = await refuse_all(worker.channel, f"{namespace}.events")
         await worker.publish(1, message_id="m1")
         await worker.publish(2, message_id="m2")
         await eventually(lambda: window.data() == [1, 2])
@@ -278,7 +237,7 @@ async def test_http_accepts_a_wish_for_a_receipt(
     """For producers without an AMQP client."""
     async with (
         running_bridge(settings_for(broker, namespace)) as running,
-        back_end(broker, namespace) as worker,
+        receipt_worker(broker, namespace) as worker,
         open_windows(running.listening.public_url, [running.token("ann")]),
         asking(running) as api,
     ):
@@ -299,7 +258,7 @@ async def test_messages_count_as_undelivered_by_http_by_command_and_by_their_eve
     publish = ("publish", "ann", "1", "--undelivered-after", "100ms", "--id", "command")
     async with (
         running_bridge(settings) as running,
-        back_end(broker, namespace) as worker,
+        receipt_worker(broker, namespace) as worker,
         asking(running) as api,
     ):
 
@@ -332,13 +291,13 @@ async def test_publish_waits_for_the_outcome_and_prints_it(
 ) -> None:
     """A script can act on it: 0 delivered, 1 without an outcome in time."""
     settings = settings_for_program(broker, namespace)
-    async with program(broker, namespace) as bridge:
+    async with running_bridge(settings_for(broker, namespace)) as running:
         late = await command("publish", "ann", "1", "--wait", "200ms", **settings)
         assert (late.code, late.out) == (1, "")
         assert "bridge trace" in late.err
 
-        token = await token_for("ann", **settings)
-        async with open_windows(bridge.public_url, [token]) as [window]:
+        url, tokens = running.listening.public_url, [running.token("ann")]
+        async with open_windows(url, tokens) as [window]:
             done = await command("publish", "ann", "2", "--wait", "30s", **settings)
             assert (done.code, done.out) == (0, "delivered\n")
             assert window.data() == [1, 2]
@@ -356,7 +315,7 @@ async def test_publish_exits_with_1_for_another_outcome_and_2_for_wrong_use(
 ) -> None:
     """The wait is for one message."""
     settings = settings_for_program(broker, namespace)
-    async with program(broker, namespace):
+    async with running_bridge(settings_for(broker, namespace)):
         expired = await command(
             *("publish", "ann", "4", "--wait", "30s", "--ttl", "100ms"), **settings
         )
@@ -372,7 +331,7 @@ async def test_publish_ends_its_wait_at_ctrl_c_and_without_a_broker(
 ) -> None:
     """The message stays in its queue."""
     settings = settings_for_program(broker, namespace)
-    async with program(broker, namespace):
+    async with running_bridge(settings_for(broker, namespace)):
         pass  # it declares the queue
     waiting = await start(
         *("publish", "ann", "5", "--wait", "1h", "--id", "m5"), **settings

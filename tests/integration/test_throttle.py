@@ -1,10 +1,6 @@
 """Messages of throttled keys from a producer to pages, on each store and on two bridges."""
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-
-import pytest
 
 from bridge.core.message_options import MessageOptions, render_options
 from bridge.core.properties import PERSISTENT, Properties
@@ -12,7 +8,6 @@ from tests.conftest import eventually
 from tests.integration.programs import command, settings_for_program
 from tests.integration.running import (
     RawWindow,
-    RunningBridge,
     Worker,
     open_windows,
     open_worker,
@@ -21,37 +16,12 @@ from tests.integration.running import (
     two_bridges,
 )
 from tests.local_node import LocalNode
-from tests.redis_server import RedisServer
-
-STORES = ["memory", "sqlite", "redis"]
 
 
 def throttled(throttle_s: float) -> Properties:
     """Return properties with a key and an interval."""
     options = MessageOptions(key="job", throttle_s=throttle_s)
     return Properties(delivery_mode=PERSISTENT, headers=render_options(options))
-
-
-def sync_of(window: RawWindow) -> object:
-    """Return the summary of the replay."""
-    return next(each[1] for each in window.events if each[0] == "bridge:sync")
-
-
-@asynccontextmanager
-async def bridge_with(
-    store: str, broker: LocalNode, namespace: str, folder: Path
-) -> AsyncIterator[RunningBridge]:
-    """Run a bridge with one of the stores."""
-    async with AsyncExitStack() as stack:
-        inbox = {
-            "memory": "memory:",
-            "sqlite": f"sqlite:{folder / 'inbox.sqlite3'}",
-        }.get(store)
-        if inbox is None:
-            server = await stack.enter_async_context(RedisServer.start(folder))
-            inbox = server.url
-        settings = settings_for(broker, namespace, inbox=inbox)
-        yield await stack.enter_async_context(running_bridge(settings))
 
 
 async def hold_back(worker: Worker, window: RawWindow, *, last: int) -> str:
@@ -69,13 +39,12 @@ async def hold_back(worker: Worker, window: RawWindow, *, last: int) -> str:
     return str(window.events[-1][2])
 
 
-@pytest.mark.parametrize("store", STORES)
 async def test_a_window_receives_few_updates_and_the_last_one(
-    broker: LocalNode, namespace: str, tmp_path: Path, store: str
+    broker: LocalNode, namespace: str, inbox_url: str
 ) -> None:
     """All that it does not receive were replaced, so it has missed nothing."""
     async with (
-        bridge_with(store, broker, namespace, tmp_path) as running,
+        running_bridge(settings_for(broker, namespace, inbox=inbox_url)) as running,
         open_worker(broker, namespace) as worker,
     ):
         url, tokens = running.listening.public_url, [running.token("ann")]
@@ -91,16 +60,15 @@ async def test_a_window_receives_few_updates_and_the_last_one(
             position = str(window.events[-1][2])
         async with open_windows(url, tokens, position=position) as [window]:
             expected = {"replayed": 0, "complete": True, "missed": 0, "reason": None}
-            assert sync_of(window) == expected
+            assert window.sync == expected
 
 
-@pytest.mark.parametrize("store", STORES)
 async def test_a_window_that_closes_in_an_interval_receives_the_value_when_it_returns(
-    broker: LocalNode, namespace: str, tmp_path: Path, store: str
+    broker: LocalNode, namespace: str, inbox_url: str
 ) -> None:
     """Its position says that it has the message that overtook the value."""
     async with (
-        bridge_with(store, broker, namespace, tmp_path) as running,
+        running_bridge(settings_for(broker, namespace, inbox=inbox_url)) as running,
         open_worker(broker, namespace) as worker,
     ):
         url, tokens = running.listening.public_url, [running.token("ann")]
@@ -110,7 +78,7 @@ async def test_a_window_that_closes_in_an_interval_receives_the_value_when_it_re
         async with open_windows(url, tokens, position=position) as [window]:
             await eventually(lambda: window.data() == [2])
             expected = {"replayed": 1, "complete": True, "missed": 0, "reason": None}
-            assert sync_of(window) == expected
+            assert window.sync == expected
         async with open_windows(url, tokens) as [window]:
             assert window.data() == []  # the page has closed in an orderly way
 

@@ -14,6 +14,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity
 from bridge.amqp.requests import RequestClient
 from bridge.core.broker_names import BrokerNames
 from tests.conftest import eventually
+from tests.integration.events import refuse_all
 from tests.integration.requests.conftest import (
     EVENT,
     ask,
@@ -188,14 +189,12 @@ async def test_a_request_that_a_full_queue_refuses_is_answered_at_once(
 ) -> None:
     """The broker sends a nack and no return then."""
     settings = request_settings(broker, namespace, request_timeout="600s")
-    full: dict[str, Any] = {"x-max-length": 0, "x-overflow": "reject-publish"}
     async with (
         requesting_bridge(settings) as running,
         await aio_pika.connect(broker.url) as connection,
     ):
         channel = await connection.channel()
-        queue = await channel.declare_queue(exclusive=True, arguments=full)
-        await queue.bind(f"{namespace}.requests", "#")
+        await refuse_all(channel, f"{namespace}.requests")
         await connected_page(pages, running)
         answer = await ask(pages, 1)
 
@@ -402,8 +401,7 @@ async def test_during_an_alarm_of_the_broker_pages_are_answered_at_once(
         await connected_page(pages, running)
         await ask(pages, 1)
         client = running.bridge.components.page_requests.client
-        await broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
-        try:
+        async with broker.memory_alarm():
             # The broker raises the alarm a little later, and blocks a connection when that
             # publishes: this request waits for the end of the alarm.
             number = 1
@@ -415,8 +413,6 @@ async def test_during_an_alarm_of_the_broker_pages_are_answered_at_once(
             assert "blocks publishers" in str(client.problem)
             pages.command("ask", "page", EVENT, "during")
             await eventually(lambda: outcomes(running, "not_available") == 1)
-        finally:
-            await broker.ctl("set_vm_memory_high_watermark", "0.7")
         await pages.until("page", "answer", count=number + 1, within_s=30)
         await eventually(lambda: client.problem is None)
         await ask(pages, "after")

@@ -4,7 +4,7 @@ import os
 import signal
 
 from tests.conftest import eventually
-from tests.integration.test_presence import presence_worker
+from tests.integration.events import presence_worker
 from tests.integration.workers.conftest import pages, program
 from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
