@@ -9,6 +9,7 @@ from tests.faults.suite.checker import Violation
 from tests.faults.suite.presence_checker import PresenceViolation
 from tests.faults.suite.single_faults import FAULTS
 from tests.faults.suite_process import run_suite
+from tests.local_node import LocalNode
 
 SHORT_WITHIN_S = 200 * SLOW_FACTOR
 MUTANT_WITHIN_S = 120 * SLOW_FACTOR
@@ -47,18 +48,28 @@ async def test_no_message_is_lost_under_any_kind_of_fault(tmp_path: Path) -> Non
     ],
 )
 async def test_the_checker_detects_a_bridge_with_a_defect(
-    tmp_path: Path, mutant: str, fault: str, times: int, violation: str
+    broker: LocalNode,
+    tmp_path: Path,
+    mutant: str,
+    fault: str,
+    times: int,
+    violation: str,
 ) -> None:
     """
     A suite that misses defects would prove nothing about a correct bridge.
 
-    The fault is repeated, because a single one may hit a batch that the defect does not
-    affect, for example one whose messages have no id.
+    The fault is repeated until the defect is found, because a single one may hit a batch that
+    the defect does not affect, for example one whose messages have no id.
     """
+    node = tmp_path / "node.json"
+    broker.lend(node)
+    folder = tmp_path / "run"
+    folder.mkdir()
     result = await run_suite(
         "--users", "10", "--rate", "120", "--ping", "1", "--mutant", mutant,
         "--only", fault, "--times", str(times), "--settle", "4", "--probes", "8",
-        folder=tmp_path,
+        "--until", violation, "--node", str(node),
+        folder=folder,
         within_s=MUTANT_WITHIN_S,
     )  # fmt: skip
 

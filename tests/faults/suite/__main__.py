@@ -19,6 +19,7 @@ from typing import Final
 import uvloop
 
 from bridge.logging import configure_logs
+from tests.faults.suite.checker import Violation
 from tests.faults.suite.program import MUTANTS
 from tests.faults.suite.report import report_lines, trouble_lines, write_report
 from tests.faults.suite.run import Outcome, Run, RunPlan
@@ -42,6 +43,7 @@ def main() -> int:
         drain_per_s=arguments.drain_rate,
         ping_s=arguments.ping,
         probes_s=arguments.probes,
+        node=arguments.node,
     )
     plan = RunPlan(
         scenario=SCENARIOS[arguments.scenario],
@@ -52,6 +54,7 @@ def main() -> int:
         times=arguments.times,
         faults_least=arguments.at_least,
         rounds_max=arguments.rounds,
+        until=arguments.until,
         settle_s=arguments.settle,
     )
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="bridge-faults-"))
@@ -169,6 +172,16 @@ def _parse() -> argparse.Namespace:
         help="continue until this many faults happened",
     )
     add("--rounds", type=int, help="the most rounds of faults")
+    add(
+        "--until",
+        choices=Violation.ALL,
+        help="end after the round in which this violation was found",
+    )
+    add(
+        "--node",
+        type=Path,
+        help="a file about a RabbitMQ node that runs already; no fault may stop it",
+    )
     add(
         "--mutant",
         action="append",

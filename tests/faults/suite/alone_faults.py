@@ -82,14 +82,14 @@ async def alarm_with_invalid_messages(world: World, rng: Random) -> bool:
                 slot.cut_from_broker()
             await _publish_invalid(world, rng, _INVALID_MESSAGES)
             await world.publish_probes(numbers)
-            await node.ctl("set_vm_memory_high_watermark", "0.0001")
+            await node.begin_memory_alarm()
         finally:
             for slot in world.slots:
                 slot.heal_broker()
         await world.expect_probes(numbers)
         await asyncio.sleep(rng.uniform(0, 5))  # the dead letters wait
     finally:
-        await node.ctl("set_vm_memory_high_watermark", "0.7")
+        await node.end_memory_alarm()
     return True
 
 

@@ -183,8 +183,8 @@ async def close_connections(world: World, rng: Random) -> bool:
     node = rng.choice(world.nodes)
     pause_ms = rng.randint(10, 300)
     each = f'rabbit_networking:close_connection(P, "fault"), timer:sleep({pause_ms})'
-    await node.ctl(
-        "eval", f"[begin {each} end || P <- rabbit_networking:connections()], ok."
+    await node.evaluate(
+        f"[begin {each} end || P <- rabbit_networking:connections()], ok."
     )
     return True
 
@@ -193,11 +193,8 @@ async def close_connections(world: World, rng: Random) -> bool:
 async def memory_alarm(world: World, rng: Random) -> bool:
     """Set off the memory alarm, which blocks publishing but not consuming."""
     node = rng.choice(world.nodes)
-    await node.ctl("set_vm_memory_high_watermark", "0.0001")
-    try:
+    async with node.memory_alarm():
         await asyncio.sleep(rng.uniform(0.5, 4))
-    finally:
-        await node.ctl("set_vm_memory_high_watermark", "0.7")
     return True
 
 

@@ -18,12 +18,17 @@ from tests.faults.suite.history import Closed
 from tests.faults.suite.producers import PLAIN, Producer
 from tests.faults.suite.proxy import free_ports
 from tests.faults.suite.windows import PythonWindow, WindowPlan
-from tests.faults.suite.world import World, publisher_at, running, tokens_of
+from tests.faults.suite.world import (
+    NAMES,
+    World,
+    publisher_at,
+    running,
+    tokens_of,
+)
 
 _numbers: Final = count(1)
 _USERS: Final = 3
 _READY_TIMEOUT_S: Final = 60.0
-_COMPLETE_TIMEOUT_S: Final = 20.0
 _CLOSE_TIMEOUT_S: Final = 20.0
 _POLL_S: Final = 0.3
 _PUBLISHES_ON_S: Final = 1.0
@@ -50,7 +55,7 @@ class FirstStart:
     @asynccontextmanager
     async def open(cls, world: World, rng: Random) -> AsyncIterator[Self]:
         """Prepare a namespace in which nothing is declared; end the bridge after the block."""
-        names = BrokerNames(f"first{next(_numbers)}")
+        names = BrokerNames(f"{NAMES.namespace}first{next(_numbers)}")
         slot, node = world.slots[0], world.nodes[0]
         folder = slot.bridge.folder / names.namespace
         folder.mkdir()
@@ -147,7 +152,7 @@ class FirstStart:
 
     async def _wait_until_complete(self) -> bool:
         """Wait until each confirmed message was received or is a dead letter."""
-        deadline_s = monotonic() + _COMPLETE_TIMEOUT_S
+        deadline_s = monotonic() + self.world.scale.probes_s
         names = [window.plan.name for window in self.windows]
         while not all(map(self.world.checker.is_complete, names)):
             if monotonic() > deadline_s:

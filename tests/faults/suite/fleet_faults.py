@@ -177,7 +177,7 @@ async def _at_nodes(
         for node, names in sides:
             listed = ", ".join(f"'{name}'" for name in names)
             text = f"lists:foreach(fun(N) -> {work} end, [{listed}])."
-            tasks.create_task(node.ctl("eval", text))
+            tasks.create_task(node.evaluate(text))
 
 
 # --- Redis

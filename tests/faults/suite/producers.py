@@ -60,7 +60,7 @@ class Producer:
 
         After an outage it catches up without pauses.
         """
-        start_s = monotonic()
+        start_s = monotonic() - self.number / per_s
         while not stop.is_set():
             due_s = start_s + self.number / per_s - monotonic()
             if due_s > 0:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -86,6 +86,8 @@ class RunPlan:
         times: How often each kind occurs in the short form.
         faults_least: After `minutes`, the run continues until this many faults happened.
         rounds_max: The most rounds; `None` means no limit.
+        until: The kind of violation after which no round follows. After each round the load
+            pauses, until the last messages have arrived or `settle_s` is over.
         settle_s: How long the last messages may take to arrive.
 
     """
@@ -98,6 +100,7 @@ class RunPlan:
     times: int = 1
     faults_least: int = 0
     rounds_max: int | None = None
+    until: str | None = None
     settle_s: float = 90.0
 
     @property
@@ -155,6 +158,7 @@ class Run:
         self._watchdog = watchdog or Watchdog(report)
         self._records: dict[str, FaultRecord] = defaultdict(FaultRecord)
         self._start_s = monotonic()
+        self._seconds = 0.0
 
     async def run(self) -> Outcome:
         """Run to the end, or until the world hangs."""
@@ -170,35 +174,16 @@ class Run:
                 world.history.add(WindowCounts(world.history.t, window_counts))
                 await world.wait_until_alive(within_s=_START_TIMEOUT_S)
                 self._start_s = monotonic()
-                await self._under_load(world)
+                await self._run_rounds(world)
             except* HangError as group:
                 hang = str(first_error(group))
-            seconds = monotonic() - self._start_s
             if hang is None:
-                self._phase("settling", within_s=plan.settle_s)
-                if not await world.settle(within_s=plan.settle_s):
-                    self._report("some windows never received all confirmed messages")
-                self._phase("reading dead letters", within_s=_DEAD_LETTERS_TIMEOUT_S)
-                await world.settle_dead_letters(within_s=_DEAD_LETTERS_TIMEOUT_S)
-                self._phase("reading receipts", within_s=_RECEIPTS_TIMEOUT_S)
-                await world.settle_receipts(
-                    within_s=min(plan.settle_s, _RECEIPTS_TIMEOUT_S)
-                )
-                found = world.checker.verdict().violations
-                if not any(
-                    found[kind] for kind in _OTHERS
-                ):  # else it has failed anyway
-                    self._phase("reading presence", within_s=_PRESENCE_TIMEOUT_S)
-                    await world.settle_presence(
-                        # The short form ends as soon as everything is known.
-                        quiet_s=0 if plan.minutes is None else _QUIET_S,
-                        within_s=_PRESENCE_TIMEOUT_S,
-                    )
+                await self._settle_presence(world)
             self._report(self._progress(world))
             self._phase("the teardown", within_s=_TEARDOWN_TIMEOUT_S)
             return Outcome(
                 plan,
-                seconds,
+                self._seconds,
                 world.checker.verdict(),
                 dict(self._records),
                 hang,
@@ -208,7 +193,44 @@ class Run:
     def _phase(self, name: str, *, within_s: float) -> None:
         self._watchdog.phase(name, within_s=within_s + _WATCHDOG_MARGIN_S)
 
-    async def _under_load(self, world: World) -> None:
+    async def _run_rounds(self, world: World) -> None:
+        rounds = enumerate(self._rounds(), start=1)
+        if self._plan.until is None:
+            await self._under_load(world, rounds)
+            await self._settle(world)
+            return
+        for each in rounds:
+            await self._under_load(world, [each])
+            await self._settle(world)
+            if world.checker.verdict().violations[self._plan.until]:
+                return
+
+    async def _settle(self, world: World) -> None:
+        settle_s = self._plan.settle_s
+        self._phase("settling", within_s=settle_s)
+        if not await world.settle(within_s=settle_s):
+            self._report("some windows never received all confirmed messages")
+            if self._plan.until == Violation.LOST:
+                return
+        within_s = min(settle_s, _DEAD_LETTERS_TIMEOUT_S)
+        self._phase("reading dead letters", within_s=within_s)
+        await world.settle_dead_letters(within_s=within_s)
+        within_s = min(settle_s, _RECEIPTS_TIMEOUT_S)
+        self._phase("reading receipts", within_s=within_s)
+        await world.settle_receipts(within_s=within_s)
+
+    async def _settle_presence(self, world: World) -> None:
+        found = world.checker.verdict().violations
+        if any(found[kind] for kind in _OTHERS):
+            return  # it has failed anyway
+        self._phase("reading presence", within_s=_PRESENCE_TIMEOUT_S)
+        # The short form ends as soon as everything is known.
+        quiet_s = 0 if self._plan.minutes is None else _QUIET_S
+        await world.settle_presence(quiet_s=quiet_s, within_s=_PRESENCE_TIMEOUT_S)
+
+    async def _under_load(
+        self, world: World, rounds: Iterable[tuple[int, list[ScheduledFault]]]
+    ) -> None:
         # A quarter of the messages have keys.
         producers = world.producers
         share = self._plan.scale.messages_per_s / 4
@@ -216,16 +238,17 @@ class Run:
             (each, 3 * share / len(producers.regular)) for each in producers.regular
         ]
         rates += [(each, share / len(producers.keyed)) for each in producers.keyed]
+        stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             producing = [
                 tasks.create_task(
-                    each.run(per_s=per_s, stop=world.stop),
+                    each.run(per_s=per_s, stop=stop),
                     name=f"{each.user} {each.name}",
                 )
                 for each, per_s in rates
             ]
             try:
-                for number, scheduled in enumerate(self._rounds(), start=1):
+                for number, scheduled in rounds:
                     await self._round(world, number, scheduled)
             except HangError as exc:
                 # Now: the teardown may hang as well.
@@ -235,7 +258,8 @@ class Run:
                     task.cancel()
                 raise
             finally:
-                world.stop.set()
+                stop.set()
+                self._seconds = monotonic() - self._start_s
 
     def _rounds(self) -> Iterator[list[ScheduledFault]]:
         plan = self._plan

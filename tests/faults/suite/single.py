@@ -68,7 +68,10 @@ async def open_single(
         store = stack.enter_context(
             StoreFolder.at(folder / "store", may_mount=may_mount)
         )
-        node = await enter(LocalNode.start())
+        if scale.node is None:
+            node = await enter(LocalNode.start())
+        else:
+            node = LocalNode.borrow(scale.node)
         await declare_event_queue(node)
         publishers = [publisher_at(node.url) for _ in range(_PUBLISHERS)]
         bridge = BridgeProcess(folder, operator, secret, scale.mutants)

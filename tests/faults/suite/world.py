@@ -7,11 +7,13 @@ loopback and one temporary folder, and are removed at the end.
 
 import asyncio
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -49,8 +51,9 @@ from tests.faults.suite.windows import Crowd
 from tests.integration.dead_letters import take_all
 from tests.local_node import LocalNode
 
-NAMES: Final = BrokerNames("faults")
-_EVENTS: Final = "events"  # the queue of a worker
+# Its own in each process: mutants run one after the other on one node.
+NAMES: Final = BrokerNames(f"faults{secrets.token_hex(4)}")
+_EVENTS: Final = f"events of {NAMES.namespace}"  # the queue of a worker
 CLOCK_JUMP_S: Final = 8 * 86_400  # beyond the age at which messages are deleted
 _LEAVING_EACH: Final = 4  # of so many users, one leaves at the end
 _POLL_S: Final = 0.1
@@ -79,6 +82,8 @@ class Scale:
         drain_per_s: How many windows a draining bridge closes per second.
         ping_s: Seconds between two pings to a window.
         probes_s: How long a message may take during a fault that must not hold it up.
+        node: The setup of a node that runs already, as `LocalNode.lend` writes it. `None`
+            starts one, which faults can stop.
 
     """
 
@@ -90,6 +95,7 @@ class Scale:
     drain_per_s: int = 200
     ping_s: int = 3
     probes_s: float = 20.0
+    node: Path | None = None
 
 
 @dataclass
@@ -139,7 +145,6 @@ class World:
     history: History
     checker: Checker
     producers: Producers
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def anomalies(self) -> list[str]:

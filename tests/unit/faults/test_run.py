@@ -12,10 +12,10 @@ import pytest
 import socketio
 
 from tests.conftest import SLOW_FACTOR, eventually
-from tests.faults.suite.checker import Checker
+from tests.faults.suite.checker import Checker, Violation
 from tests.faults.suite.faults import Fault
-from tests.faults.suite.history import History
-from tests.faults.suite.run import Run, RunPlan, Scenario
+from tests.faults.suite.history import History, Overdue
+from tests.faults.suite.run import Outcome, Run, RunPlan, Scenario
 from tests.faults.suite.watchdog import Watchdog
 from tests.faults.suite.windows import PythonWindow, WindowPlan
 from tests.faults.suite.world import HangError, Scale
@@ -41,7 +41,6 @@ class HangingWorld:
         self.checker = Checker()
         self.history = History(None, self.checker.feed)
         self.producers = SimpleNamespace(regular=[IdleProducer()], keyed=[])
-        self.stop = asyncio.Event()
         self.anomalies: list[str] = []
         self.checks = 0
 
@@ -62,35 +61,86 @@ class HangingWorld:
         return 0.0
 
 
+class DefectiveWorld(HangingWorld):
+    """A world whose second fault holds a message up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settled = 0
+
+    async def wait_until_alive(self, *, within_s: float) -> float:
+        """Succeed, at the start and after each fault."""
+        del within_s
+        self.checks += 1
+        if self.checks == 3:
+            self.history.add(Overdue(self.history.t, "u.py", "u", "probe", 1))
+        return 0.0
+
+    def new_problems(self) -> list[str]:
+        """Return nothing."""
+        return []
+
+    async def settle(self, *, within_s: float) -> bool:
+        """Count the calls."""
+        del within_s
+        self.settled += 1
+        return True
+
+    async def settle_dead_letters(self, *, within_s: float) -> None:
+        """Return at once."""
+
+    async def settle_receipts(self, *, within_s: float) -> None:
+        """Return at once."""
+
+
 async def inject_nothing(_world: Any, _rng: Any) -> bool:
     return True
+
+
+async def run_in(
+    world: HangingWorld, folder: Path, reported: list[str], **options: Any
+) -> Outcome:
+    """Run faults that do nothing."""
+
+    @asynccontextmanager
+    async def open_world(*_: Any, **__: Any) -> AsyncIterator[Any]:
+        yield world
+
+    fault = Fault("a fault", frozenset("x"), 1, inject_nothing)
+    scenario = Scenario("none", open_world, [fault])
+    plan = RunPlan(scenario, seed=1, minutes=None, scale=Scale(), **options)
+    run = Run(plan, folder=folder, may_mount=False, report=reported.append)
+    return await run.run()
 
 
 async def test_a_world_that_no_longer_delivers_is_an_outcome_with_a_hang(
     tmp_path: Path,
 ) -> None:
     """The hang is raised inside of a task group, and so inside of an exception group."""
-
-    @asynccontextmanager
-    async def open_world(*_: Any, **__: Any) -> AsyncIterator[Any]:
-        yield HangingWorld()
-
-    fault = Fault("a fault", frozenset("x"), 1, inject_nothing)
-    plan = RunPlan(
-        scenario=Scenario("none", open_world, [fault]),
-        seed=1,
-        minutes=None,
-        scale=Scale(),
-    )
     reported: list[str] = []
 
-    outcome = await Run(
-        plan, folder=tmp_path, may_mount=False, report=reported.append
-    ).run()
+    outcome = await run_in(HangingWorld(), tmp_path, reported)
 
     assert outcome.hang == HANG
     assert not outcome.is_good
     assert f"HANG: {HANG}" in reported
+
+
+@pytest.mark.parametrize(
+    ("until", "faults", "settled"),
+    [(Violation.HELD_UP, 2, 2), (Violation.LOST, 5, 5), (None, 5, 1)],
+)
+async def test_a_run_ends_with_the_violation_that_it_looks_for(
+    tmp_path: Path, until: str | None, faults: int, settled: int
+) -> None:
+    """A mutant that was found at once costs no more rounds; messages on the way are not lost."""
+    world = DefectiveWorld()
+
+    outcome = await run_in(world, tmp_path, [], times=5, until=until)
+
+    assert outcome.records["a fault"].happened == faults
+    assert world.settled == settled
+    assert outcome.verdict.violations[Violation.HELD_UP] == 1
 
 
 class ClientThatLosesCancellations:
