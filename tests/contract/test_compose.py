@@ -33,6 +33,7 @@ from bridge.settings.load import CONFIG_FILE_VARIABLE, load_settings
 from bridge.settings.model import Settings
 from bridge.settings.names import environment_name
 from tests.conftest import eventually
+from tests.integration.operator.dead_letter_fixtures import ready
 from tests.local_node import LocalNode
 
 ROOT = Path(__file__).parents[2]
@@ -385,12 +386,8 @@ async def test_the_permissions_of_the_bridge_s_user_are_sufficient_and_minimal(
                 await bridge.components.publisher.publish(
                     exchange, b"alice", body=b"{", properties=NO_PROPERTIES
                 )
-            await eventually(
-                lambda: has_messages(node, names.dead, count=2), within_s=30
-            )
 
+            async def are_dead() -> bool:
+                return await ready(node, names.dead) == 2
 
-async def has_messages(node: LocalNode, queue: str, *, count: int) -> bool:
-    """Whether `queue` holds `count` messages."""
-    listed = await node.ctl("-q", "list_queues", "--no-table-headers")
-    return [queue, str(count)] in [line.split() for line in listed.splitlines()]
+            await eventually(are_dead, within_s=30)

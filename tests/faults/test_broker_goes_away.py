@@ -26,6 +26,10 @@ from tests.integration.running import (
 from tests.local_node import LocalNode
 
 NUMBER = 300
+CLOSE_CONNECTIONS = (
+    '[rabbit_networking:close_connection(P, "a test") '
+    "|| P <- rabbit_networking:connections()], ok."
+)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -151,7 +155,7 @@ async def test_connections_closed_one_by_one_lose_nothing(
     """An operator may do this at any time in the management page."""
     async with traffic(node, namespace) as (running, ann, publishing):
         for _ in range(3):
-            await node.ctl("close_all_connections", "a test")
+            await node.evaluate(CLOSE_CONNECTIONS)
             await eventually(lambda: not running.bridge.unready_reasons(), within_s=20)
 
         await all_arrive(ann, publishing)
@@ -177,7 +181,7 @@ async def test_a_dead_letter_that_the_broker_refuses_waits_and_the_reason_is_rep
     async with open_worker(node, namespace) as worker:
         await worker.publish("ann", body=b"{" + b"x" * 20_000)
         await worker.publish("ann", "next")
-    await node.ctl("eval", limit.format(10_000))
+    await node.evaluate(limit.format(10_000))
 
     async with running_bridge(settings) as running:
         readiness = running.bridge.components.readiness
@@ -187,7 +191,7 @@ async def test_a_dead_letter_that_the_broker_refuses_waits_and_the_reason_is_rep
         async with open_windows(url, [running.token("ann")]) as (ann,):
             await eventually(lambda: ann.data() == ["next"])
 
-        await node.ctl("eval", limit.format(128 * 1024 * 1024))
+        await node.evaluate(limit.format(128 * 1024 * 1024))
         await eventually(lambda: not readiness.warnings(), within_s=20)
         letters = await take_all(node, BrokerNames(namespace).dead)
         assert [len(letter.body) for letter in letters] == [20_001]
@@ -208,13 +212,13 @@ async def test_a_dead_letter_that_the_broker_refuses_repeats_the_others_once_at_
         for number in range(40):
             large = number in (7, 23)
             await worker.publish("ann", body=b"{%d" % number + b"x" * 20_000 * large)
-    await node.ctl("eval", limit.format(10_000))
+    await node.evaluate(limit.format(10_000))
 
     async with running_bridge(settings) as running:
         held = {"name": "bridge_held_deliveries", "outcome": "dead_letter"}
         await eventually(lambda: running.settled("dead_letter", "malformed_body") == 38)
         assert running.sample(**held) == 2
-        await node.ctl("eval", limit.format(128 * 1024 * 1024))
+        await node.evaluate(limit.format(128 * 1024 * 1024))
         await eventually(lambda: running.sample(**held) == 0, within_s=20)
 
     letters = await take_all(node, BrokerNames(namespace).dead)

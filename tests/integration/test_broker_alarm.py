@@ -1,8 +1,6 @@
 """A memory or disk alarm of the broker: publishing is blocked, and users get their messages."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 
 import aiohttp
@@ -23,16 +21,6 @@ from tests.local_node import LocalNode
 
 USERS = ["ann", "bob", "cem", "dan", "eva", "fay"]
 BEFORE, AFTER = 5, 95  # messages of each user around the malformed ones
-
-
-@asynccontextmanager
-async def memory_alarm(broker: LocalNode) -> AsyncIterator[None]:
-    """Let the broker block publishers for the block."""
-    await broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
-    try:
-        yield
-    finally:
-        await broker.ctl("set_vm_memory_high_watermark", "0.7")
 
 
 async def publish_around(broker: LocalNode, namespace: str, malformed: int) -> None:
@@ -75,7 +63,7 @@ async def test_a_dead_letter_that_cannot_be_published_holds_up_no_message(
         pass  # it declares the queues and publishes the lock message
     await publish_around(broker, namespace, malformed)
 
-    async with memory_alarm(broker), running_bridge(settings) as running:
+    async with broker.memory_alarm(), running_bridge(settings) as running:
         url = running.listening.public_url
         tokens = [running.token(user) for user in USERS]
         async with open_windows(url, tokens) as windows:
@@ -95,7 +83,7 @@ async def test_a_dead_letter_that_cannot_be_published_holds_up_no_message(
             assert held == malformed
             # Longer than a publish may take: it must not be sent twice.
             await asyncio.sleep(2)
-            await broker.ctl("set_vm_memory_high_watermark", "0.7")
+            await broker.end_memory_alarm()
             await eventually(lambda: not running.bridge.components.intake.in_flight)
 
             async def is_quiet() -> bool:
@@ -118,7 +106,7 @@ async def test_a_bridge_that_stops_during_an_alarm_leaves_only_held_deliveries(
         pass
     await publish_around(broker, namespace, 3)
 
-    async with memory_alarm(broker), running_bridge(settings) as running:
+    async with broker.memory_alarm(), running_bridge(settings) as running:
         intake = running.bridge.components.intake
         await eventually(lambda: running.settled("stored") == len(USERS) * 100)
         await eventually(lambda: intake.in_flight == 3)

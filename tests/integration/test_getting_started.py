@@ -138,9 +138,8 @@ async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
     """The page names fixed users and queues, so it gets a broker of its own."""
     async with LocalNode.start(ready_within_s=90 * SLOW_FACTOR) as node:
         # The administrator has the name that the page gives to the user of bridge.
-        await node.ctl("add_user", "admin", node.password)
-        await node.ctl("set_permissions", "admin", ".*", ".*", ".*")
-        await node.ctl("delete_user", "bridge")
+        await node.add_user("admin", node.password, ".*", ".*", ".*")
+        await node.delete_user("bridge")
         yield Machine(tmp_path, node)
 
 

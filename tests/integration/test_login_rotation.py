@@ -32,10 +32,9 @@ async def worker(broker: LocalNode, namespace: str) -> AsyncIterator[Worker]:
 @pytest.fixture
 async def user(broker: LocalNode, namespace: str) -> AsyncIterator[str]:
     """Create a user of the broker with the password `old`."""
-    await broker.ctl("add_user", namespace, "old")
-    await broker.ctl("set_permissions", namespace, ".*", ".*", ".*")
+    await broker.add_user(namespace, "old", ".*", ".*", ".*")
     yield namespace
-    await broker.ctl("delete_user", namespace)
+    await broker.delete_user(namespace)
 
 
 async def publish(worker: Worker, count: int, *, halfway: asyncio.Event) -> None:

@@ -182,11 +182,8 @@ async def test_the_diagnostics_of_a_broker_that_is_down_or_blocked(
         for line in commands:
             await machine.type(line)
 
-        await broker.ctl("set_vm_memory_high_watermark", "0.0000001")
-        try:
+        async with broker.memory_alarm():
             with pytest.raises(PrivateNodeError, match="alarm"):
                 await machine.type(commands[-1])
-        finally:
-            await broker.ctl("set_vm_memory_high_watermark", "0.4")
 
     assert "Alarms" in machine.printed[0]

@@ -212,11 +212,8 @@ async def test_a_memory_alarm_does_not_stop_consuming(
     async with consuming(prefetch_count=2) as taker:
         for number in range(6):
             await raw.publish(names.messages, body=b"%d" % number)
-        await broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
-        try:
+        async with broker.memory_alarm():
             await taker.take(6)
-        finally:
-            await broker.ctl("set_vm_memory_high_watermark", "0.7")
 
     assert taker.bodies == [b"%d" % number for number in range(6)]
 

@@ -130,7 +130,7 @@ async def test_a_lock_message_is_renewed_within_a_short_ack_timeout(
         LocalNode.start(ready_within_s=90 * SLOW_FACTOR)
     )
     for name, value_ms in (("consumer_timeout", 6000), ("channel_tick_interval", 100)):
-        await node.ctl("eval", f"application:set_env(rabbit, {name}, {value_ms}).")
+        await node.evaluate(f"application:set_env(rabbit, {name}, {value_ms}).")
     address = BrokerAddress((node.url,))
     own = await connect(stack, address, names, has_own_inbox=True)
     assert await acquires(own)

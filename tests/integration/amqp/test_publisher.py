@@ -396,12 +396,9 @@ async def test_a_publish_times_out_during_a_memory_alarm_and_succeeds_after_it(
         async with asyncio.TaskGroup() as tasks:
             for _ in range(5):  # so that some channels are open
                 tasks.create_task(outcome(publisher, names, timeout_s=10))
-        await broker.ctl("set_vm_memory_high_watermark", "absolute", "1")
-        try:
+        async with broker.memory_alarm():
             for _ in range(2):
                 assert await outcome(publisher, names, timeout_s=0.5) == "unavailable"
-        finally:
-            await broker.ctl("set_vm_memory_high_watermark", "0.7")
         await publisher.publish(names.messages, b"ann", body=b"2", properties=PLAIN)
 
     # Of the two that failed, the first was in the socket when the alarm began and was stored

@@ -36,15 +36,14 @@ async def restricted(
 ) -> AsyncIterator[BrokerConnection[FrameReader]]:
     """Connect as a user without permissions on the bridge's names."""
     user = f"restricted-{names.namespace}"
-    await broker.ctl("add_user", user, "pw")
-    await broker.ctl("set_permissions", user, "^$", "^$", "^$")
+    await broker.add_user(user, "pw", "^$", "^$", "^$")
     url = str(URL(broker.url).with_user(user).with_password("pw"))
     opened = await open_connection(
         BrokerAddress((url,)), purpose=Purpose.CHECK, reader=FrameReader
     )
     yield opened
     await opened.disconnect()
-    await broker.ctl("delete_user", user)
+    await broker.delete_user(user)
 
 
 async def test_declaring_twice_changes_nothing(
