@@ -158,7 +158,10 @@ class WatchedPage:
 @asynccontextmanager
 async def opened_page(browser: Browser, url: str) -> AsyncIterator[WatchedPage]:
     """Open the demo page as a new visitor, and wait until both users are live."""
-    context = await browser.new_context(viewport={"width": 1280, "height": 860})
+    # A painted frame costs processor time, and each new message is animated for seconds.
+    context = await browser.new_context(
+        viewport={"width": 1280, "height": 860}, reduced_motion="reduce"
+    )
     context.set_default_timeout(_TIMEOUT_MS)
     watched = WatchedPage(await context.new_page(), url)
     watched.watch(context)
