@@ -5,8 +5,8 @@
 .PHONY: help demo docs test test-redis faults faults-fleet bench bench-fleet lint format types check lock clean
 
 PYTEST_ARGS ?=
-# Most tests wait for something: three processes halve the time on two cores. Each file
-# runs in one process, because its tests share fixtures; the longest one comes first.
+# Most tests wait for something: three processes halve the time on two cores. Each file runs
+# in one process, because its tests share fixtures; the longest one comes first.
 PYTEST_PROCESSES ?= 3
 FAULTS_ARGS ?=
 REDIS ?= valkey-server

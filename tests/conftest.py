@@ -5,6 +5,7 @@ A missing RabbitMQ fails the run; no test is skipped.
 """
 
 import asyncio
+import gc
 import os
 import resource
 import secrets
@@ -19,6 +20,8 @@ from typing import Final
 import pytest
 import pytest_asyncio
 from blockbuster import blockbuster_ctx
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from tests.guard import TEMPORARY_ROOT, start_guard
 from tests.local_node import LocalNode
@@ -39,6 +42,10 @@ _POLL_S: Final = 0.01
 # One process runs a whole file: begun late, this one runs alone at the end.
 _LONGEST_FILE: Final = "tests/faults/test_suite_short.py"
 
+# One process runs a whole folder of these: its files share a demo, a browser or a node, which
+# each process would start for itself.
+_WHOLE_FOLDERS: Final = ("tests/browser/", "tests/integration/doctor/")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the guard of this process, and scale the time limit of each test."""
@@ -56,6 +63,37 @@ def pytest_unconfigure() -> None:
         if newest.is_symlink() and not newest.exists():
             newest.unlink()
         folder.rmdir()
+
+
+class FolderScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """Gives a process a file at a time, and some folders as a whole."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        for folder in _WHOLE_FOLDERS:
+            if nodeid.startswith(folder):
+                return folder
+        file: str = super()._split_scope(nodeid)
+        return file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(
+    config: pytest.Config, log: Producer
+) -> LoadFileScheduling | None:
+    """Replace the scheduler of `--dist loadfile`."""
+    is_by_file = config.getoption("dist") == "loadfile"
+    return FolderScheduling(config, log) if is_by_file else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Do not look for garbage among modules and tests, which all stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)
@@ -92,6 +130,10 @@ async def broker() -> AsyncIterator[LocalNode]:
     async with LocalNode.start(
         plugins=HASH_PLUGINS, ready_within_s=90 * SLOW_FACTOR
     ) as node:
+        # The queues of all tests stay. Each would measure itself every five seconds.
+        await node.evaluate(
+            "application:set_env(rabbit, quorum_tick_interval, 600000)."
+        )
         yield node
 
 
