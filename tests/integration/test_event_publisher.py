@@ -228,7 +228,7 @@ async def test_an_event_that_no_queue_is_bound_for_is_dropped_and_confirmed(
             await eventually(lambda: not stage.outbox.events)
             assert stage.unrouted == 1
 
-            await bind_worker(stage, namespace)
+            await stage.consume()
             stage.outbox.is_away = True  # then another channel is opened
             await eventually(lambda: publisher.problem is not None)
             stage.outbox.is_away = False
