@@ -46,7 +46,7 @@ _POLLING: Final = ("poll", "polling")
 
 # Without these faults: bridges note windows within a second, and the suite records within
 # 2.5 s that a page has left; then a user who had one 0.5 s before was not away for 3 s.
-_NOTED_S: Final = 1.0
+NOTED_S: Final = 1.0
 _AWAY_S: Final = 0.5
 # With them, a bridge may be unable to note a window for 9 s and a reconnect, and a call may
 # take 10 s.
@@ -178,7 +178,7 @@ class PresenceChecker:
 
     def _had_window(self, user: _Presence, t: float) -> bool:
         """Return whether `user` cannot have been without a window for the debounce at `t`."""
-        connected_t, open_t = t - _NOTED_S, t - _AWAY_S
+        connected_t, open_t = t - NOTED_S, t - _AWAY_S
         if self._fault_s((*_SLOW_PAGES, *_SLOW_BRIDGE), t - _EFFECT_S, t + _CALL_S):
             if self._fault_s(_SLOW_BRIDGE, t - LEASE_S, t) >= _LEASES_END_S:
                 return False

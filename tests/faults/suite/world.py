@@ -44,7 +44,7 @@ from tests.faults.suite.history import (
     PresenceReported,
     Reported,
 )
-from tests.faults.suite.presence_checker import DEBOUNCE_S
+from tests.faults.suite.presence_checker import DEBOUNCE_S, NOTED_S
 from tests.faults.suite.producers import PROBE, Producers
 from tests.faults.suite.proxy import Proxy
 from tests.faults.suite.windows import Crowd
@@ -297,6 +297,8 @@ class World:
             within_s: How long both may take.
 
         """
+        # Windows that have reconnected just now are not judged.
+        await asyncio.sleep(NOTED_S)
         deadline_s = time.monotonic() + within_s
         leaving = set(self.users[::_LEAVING_EACH])
         for plan in self.crowd.plans:
