@@ -81,6 +81,22 @@ class InboxMatch:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingEvent:
+    """An event that waits to be published, and the Unix time at which it was decided."""
+
+    routing_key: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingEvents:
+    """The events about one message that were found, and whether all events were examined."""
+
+    found: Sequence[WaitingEvent]
+    is_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SearchResult:
     """
     The inboxes in which a message id was found.

@@ -11,13 +11,18 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage
+from bridge.core.admin_views import (
+    InboxMatch,
+    InboxSummary,
+    KeptMessage,
+    WaitingEvent,
+)
 from bridge.core.contracts.operator.trace import TraceStep
 from bridge.core.contracts.operator.users import WindowFacts
 from bridge.core.dead_letter import StoredDeadLetter
 from bridge.core.journal import JournalEntry
 from bridge.core.position import Position, user_epoch
-from bridge.core.receipts import Receipt, WorkerEvent
+from bridge.core.receipts import Receipt
 from bridge.enums import Fate, Stage, SyncReason
 
 # The time in a dead letter's header has whole seconds.
@@ -58,7 +63,7 @@ class TraceFacts:
     journal_begins_s: float
     now_s: float
     receipts: Sequence[Receipt] = ()
-    events: Sequence[WorkerEvent] = ()
+    events: Sequence[WaitingEvent] = ()
     gaps: Sequence[str] = ()
 
 

@@ -11,7 +11,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
+from bridge.core.admin_views import (
+    InboxSummary,
+    KeptMessage,
+    SearchResult,
+    WaitingEvents,
+)
 from bridge.core.identity import Identity
 from bridge.core.message import Message, Stored
 from bridge.core.receipts import Receipt, WorkerEvent
@@ -344,8 +349,13 @@ class AdminQueries(Protocol):
     async def open_receipts(self, user: str, message_id: str) -> Sequence[Receipt]:
         """Return the receipts of messages with this id whose outcome is not decided yet."""
 
-    async def waiting_events(self, user: str) -> Sequence[WorkerEvent]:
-        """Return the events about `user` that wait to be published, or the oldest of many."""
+    async def waiting_events(self, user: str, message_id: str) -> WaitingEvents:
+        """
+        Return the events about messages with this id that wait to be published.
+
+        The search begins with the oldest event, stops after a time limit, and then reports
+        that it is incomplete.
+        """
 
 
 class Inbox(

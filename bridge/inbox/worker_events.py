@@ -63,6 +63,12 @@ def render_event(
     )
 
 
+def start_of_body(user: str, message_id: str) -> bytes:
+    """Return how the bodies of all events about messages with this id begin."""
+    # The first fields that `render_event` writes.
+    return orjson.dumps({"message_id": message_id, "user": user})[:-1] + b","
+
+
 def unstored_id(delivery: Delivery) -> str:
     """
     Return an id for what is published about a delivery that was never in an inbox.

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from time import time
 from typing import Final
 
-import orjson
-
 from bridge.amqp.dead_letters.operations import DeadLetterQueue
-from bridge.core.admin_views import InboxMatch
+from bridge.core.admin_views import InboxMatch, WaitingEvent
 from bridge.core.contracts.operator.trace import GET_TRACE, Trace, TraceQuery
 from bridge.core.dead_letter import StoredDeadLetter
 from bridge.core.fleet import THIS_BRIDGE, Coverage, UserWindows
@@ -78,7 +76,7 @@ class _Tracer:
         match = next((each for each in search.matches if each.user == user), None)
         windows, journal = await self._ask_fleet(message_id, user, match)
         receipts = await self._inboxes.open_receipts(user, message_id) if user else ()
-        events = await self._inboxes.waiting_events(user) if user else ()
+        events = await self._find_events(message_id, user, gaps)
         gaps += _missing_bridges(windows.coverage, journal.coverage)
         story = build_story(
             TraceFacts(
@@ -93,11 +91,7 @@ class _Tracer:
                 journal_begins_s=journal.begins_s,
                 now_s=time(),
                 receipts=receipts,
-                events=[
-                    each
-                    for each in events
-                    if orjson.loads(each.body).get("message_id") == message_id
-                ],
+                events=events,
                 gaps=gaps,
             )
         )
@@ -112,6 +106,18 @@ class _Tracer:
             looked_at=search.scanned,
             silent=list(story.gaps),
         )
+
+    async def _find_events(
+        self, message_id: str, user: str, gaps: list[str]
+    ) -> Sequence[WaitingEvent]:
+        if not user:
+            return ()
+        events = await self._inboxes.waiting_events(user, message_id)
+        if not events.is_complete:
+            gaps.append(
+                "only the oldest of the events that wait to be published were searched"
+            )
+        return events.found
 
     async def _find_letters(
         self, message_id: str, user: str | None, gaps: list[str]

@@ -10,15 +10,18 @@ from bridge.core.admin_views import (
     InboxSummary,
     KeptMessage,
     SearchResult,
+    WaitingEvent,
+    WaitingEvents,
     page_of_names,
 )
 from bridge.core.message import Stored
 from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.core.replay import InboxState
 from bridge.inbox.memory.user_log import UserLog
+from bridge.inbox.worker_events import start_of_body
 
-# Messages examined before other tasks may run: well below a millisecond.
-_STEP_MESSAGES: Final = 5000
+# Messages or events examined before other tasks may run: well below a millisecond.
+_STEP: Final = 5000
 _MATCHES_MAX: Final = 100
 _SEARCH_S: Final = 5.0
 
@@ -32,7 +35,7 @@ class MemoryAdminQueries:
         seen: Mapping[tuple[str, str], float],
         state: Callable[[str], InboxState],
         receipts: Callable[[str], Sequence[Receipt]],
-        events: Callable[[str], Sequence[WorkerEvent]],
+        events: Callable[[], Sequence[WorkerEvent]],
     ) -> None:
         """
         Query `logs` and `seen`, which the store modifies.
@@ -42,7 +45,7 @@ class MemoryAdminQueries:
             seen: When an id of a user was last stored.
             state: Trims an inbox by the current retention and returns its state.
             receipts: Returns the receipts of a user whose outcome is open.
-            events: Returns the events about a user that wait to be published.
+            events: Returns all events that wait to be published.
 
         """
         self._logs = logs
@@ -103,7 +106,7 @@ class MemoryAdminQueries:
             seen_s = self._seen.get((name, message_id))
             if found or seen_s is not None:
                 matches.append(InboxMatch(name, found, seen_s))
-            if since_pause >= _STEP_MESSAGES:
+            if since_pause >= _STEP:
                 since_pause = 0
                 if monotonic() > until_s or len(matches) >= _MATCHES_MAX:
                     return SearchResult(matches, scanned, is_complete=False)
@@ -115,9 +118,16 @@ class MemoryAdminQueries:
         found = self._receipts(user)
         return [each for each in found if each.message.id == message_id]
 
-    async def waiting_events(self, user: str) -> Sequence[WorkerEvent]:
-        """Return the events about `user` that wait to be published."""
-        return self._events(user)
+    async def waiting_events(self, user: str, message_id: str) -> WaitingEvents:
+        """Return the events about messages with this id that wait to be published."""
+        start = start_of_body(user, message_id)
+        found: list[WaitingEvent] = []
+        for number, event in enumerate(self._events(), 1):
+            if event.body.startswith(start):
+                found.append(WaitingEvent(event.routing_key, event.at_s))
+            if number % _STEP == 0:
+                await asyncio.sleep(0)
+        return WaitingEvents(found, is_complete=True)
 
 
 def _kept_message(stored: Stored, *, with_data: bool) -> KeptMessage:

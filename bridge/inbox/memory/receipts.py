@@ -113,9 +113,9 @@ class MemoryReceipts:
         """Return the receipts of a user whose outcome is open."""
         return [_receipt(each) for each in self.open.get(user, ())]
 
-    def waiting_of(self, user: str) -> Sequence[WorkerEvent]:
-        """Return the events about a user."""
-        return [each for each in self._events.values() if each.user == user]
+    def waiting(self) -> Sequence[WorkerEvent]:
+        """Return all events, oldest first."""
+        return list(self._events.values())
 
     def add(self, stored: Stored, tracking: Tracking) -> None:
         """Add the newest message of a user."""

@@ -76,7 +76,7 @@ class MemoryInbox:
             self._seen,
             self._state,
             self._receipts.open_of,
-            self._receipts.waiting_of,
+            self._receipts.waiting,
         )
 
     async def exists(self) -> bool:

@@ -3,7 +3,7 @@ Read-only queries for operators, in parts that do not hold up the bridges.
 
 A sorted set lists the users of each hash tag by name, so a page of users is the merge of a
 few names from each tag. A server runs one command at a time. No command here therefore reads
-more than some thousand messages, or the messages of one user.
+more than some thousand messages or events, or the messages of one user.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,22 +12,28 @@ from itertools import islice
 from time import monotonic
 from typing import Any, Final
 
-from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
-from bridge.core.receipts import Receipt, WorkerEvent
+from bridge.core.admin_views import (
+    InboxMatch,
+    InboxSummary,
+    KeptMessage,
+    SearchResult,
+    WaitingEvent,
+    WaitingEvents,
+)
+from bridge.core.receipts import Receipt
 from bridge.core.replay import InboxState
 from bridge.inbox.redis.encoding import TAG_COUNT, tag_of, unpack
 from bridge.inbox.redis.protocol import Argument
 from bridge.inbox.redis.receipts import unpack_element, unpack_receipt
-from bridge.inbox.redis.scripts.queries import BROWSE, FIND, STATES
+from bridge.inbox.redis.scripts.queries import BROWSE, FIND, STATES, WAITING
 from bridge.inbox.redis.servers import RedisServers
+from bridge.inbox.worker_events import start_of_body
 
 # A search ends early after about so many matches.
 _MATCHES_MAX: Final = 100
 # Limits of one call of the script FIND.
 _PART_USERS: Final = 200
 _PART_MESSAGES: Final = 4000
-# Events in one reply.
-_EVENTS_MAX: Final = 5000
 # Names of users in one reply.
 _NAMES: Final = 1000
 # Sorts after every name with a prefix, because UTF-8 never contains this byte.
@@ -52,7 +58,7 @@ class RedisAdminQueries:
             servers: The servers to query.
             arguments: Returns the first arguments of every script that reads, for a user.
             state_of: Reads the state of a user's inbox from the reply of a script.
-            search_within_s: When to end a search through all users.
+            search_within_s: When to end a search through all users, or all events of a tag.
 
         """
         self._servers = servers
@@ -169,16 +175,22 @@ class RedisAdminQueries:
         ]
         return [each for each in found if each.message.id == message_id]
 
-    async def waiting_events(self, user: str) -> Sequence[WorkerEvent]:
-        """Return the events about `user` that are among the oldest of the tag."""
+    async def waiting_events(self, user: str, message_id: str) -> WaitingEvents:
+        """Return the events about messages with this id that wait to be published."""
+        until_s = monotonic() + self._search_within_s
         tag = tag_of(user)
-        elements = await self._servers.for_tag(tag).ask(
-            b"ZRANGEBYSCORE",
-            f"{self._servers.prefixes[tag]}e",
-            *(b"-inf", b"+inf", b"LIMIT", 0, _EVENTS_MAX),
-        )
-        events = (unpack_element(element) for element in elements)
-        return [each for each in events if each.user == user]
+        wanted = (user, message_id, start_of_body(user, message_id))
+        found: list[WaitingEvent] = []
+        after = b"0"
+        while after:
+            after, *heads = await self._servers.run_script(
+                WAITING, tag, self._servers.prefixes[tag], *wanted, after
+            )
+            events = map(unpack_element, heads)
+            found += (WaitingEvent(each.routing_key, each.at_s) for each in events)
+            if monotonic() > until_s:
+                break
+        return WaitingEvents(found, is_complete=not after)
 
     async def _names(self, tag: int, after: bytes) -> list[str]:
         key = f"{self._servers.prefixes[tag]}u"

@@ -15,13 +15,21 @@ from sqlite3 import Connection
 from time import monotonic
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
-from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage, SearchResult
-from bridge.core.receipts import Receipt, WorkerEvent, unpack_event, unpack_receipt
+from bridge.core.admin_views import (
+    InboxMatch,
+    InboxSummary,
+    KeptMessage,
+    SearchResult,
+    WaitingEvent,
+    WaitingEvents,
+)
+from bridge.core.receipts import Receipt, unpack_event, unpack_receipt
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.sqlite.database_thread import DatabaseThread
 from bridge.inbox.sqlite.reader import SqliteReader
 from bridge.inbox.sqlite.receipts import SELECT_RECEIPTS
 from bridge.inbox.sqlite.write_scheduler import WriteScheduler
+from bridge.inbox.worker_events import start_of_body
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -125,14 +133,26 @@ class AdminReader(SqliteReader):
         return [each for each in found if each.message.id == message_id]
 
     def waiting_events(
-        self, connection: Connection, user: str
-    ) -> Sequence[WorkerEvent]:
-        """Return the events about `user`; examines those of all users."""
-        rows = connection.execute(
-            "SELECT event FROM events WHERE is_confirmed = 0 ORDER BY id"
+        self, connection: Connection, start: bytes, *, after: int
+    ) -> tuple[Sequence[WaitingEvent], int | None]:
+        """
+        Examine events above `after` for about _STEP_S; return those whose body has this start.
+
+        The second value is the `after` of the next call; ``None`` at the end.
+        """
+        until_s = monotonic() + _STEP_S
+        found: list[WaitingEvent] = []
+        statement = (
+            "SELECT id, event FROM events WHERE is_confirmed = 0 AND id > ? ORDER BY id"
         )
-        events = (unpack_event(packed, key=None) for (packed,) in rows)
-        return [each for each in events if each.user == user]
+        with closing(connection.execute(statement, (after,))) as rows:
+            for row_id, packed in rows:
+                if packed.startswith(start, packed.index(b"\n") + 1):
+                    event = unpack_event(packed, key=None)
+                    found.append(WaitingEvent(event.routing_key, event.at_s))
+                if monotonic() > until_s:
+                    return found, row_id
+        return found, None
 
     def seq_range(self, connection: Connection) -> tuple[int, int]:
         """Return the lowest and the highest seq of all messages; 0 if there is none."""
@@ -216,7 +236,7 @@ class SqliteAdminQueries:
             reader: Reads the file.
             writes: Holds the delivered marks that are not in the file yet.
             store: The description of the store, for errors.
-            search_s: After this time a search through all users stops.
+            search_s: After this time a search through all users or events stops.
 
         """
         self._reader = reader
@@ -274,9 +294,18 @@ class SqliteAdminQueries:
         """Return the receipts of messages with this id whose outcome is not decided yet."""
         return await self._run(self._reader.open_receipts, user, message_id)
 
-    async def waiting_events(self, user: str) -> Sequence[WorkerEvent]:
-        """Return the events about `user` that wait to be published."""
-        return await self._run(self._reader.waiting_events, user)
+    async def waiting_events(self, user: str, message_id: str) -> WaitingEvents:
+        """Return the events about messages with this id that wait to be published."""
+        until_s = monotonic() + self._search_s
+        query, start = self._reader.waiting_events, start_of_body(user, message_id)
+        found: list[WaitingEvent] = []
+        after: int | None = 0
+        while after is not None:
+            events, after = await self._run(query, start, after=after)
+            found += events
+            if monotonic() > until_s:
+                break
+        return WaitingEvents(found, is_complete=after is None)
 
     async def _search_messages(self, search: _Search) -> None:
         low, upto = await self._run(self._reader.seq_range)

@@ -79,7 +79,7 @@ class SqliteInbox:
                 indexed together.
             read_timeout_s: After this time a read fails.
             stuck_s: A commit that takes this long is reported as a problem.
-            search_s: After this time a search through all users stops.
+            search_s: After this time a search through all users or events stops.
 
         """
         self.retention = retention

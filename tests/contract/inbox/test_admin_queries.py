@@ -4,9 +4,11 @@ import pytest
 
 from bridge.core.admin_views import InboxMatch, KeptMessage
 from bridge.core.message_options import MessageOptions
+from bridge.core.receipts import WorkerEvent
 from bridge.enums import SyncReason
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
+from bridge.inbox.worker_events import start_of_body
 from tests.contract.inbox.conftest import StoreUnderTest
 from tests.contract.inbox.files import OpenInbox, message, read_all
 
@@ -307,6 +309,24 @@ async def test_a_search_that_exceeds_its_time_reports_that_it_is_incomplete(
     assert [len(incomplete.matches), incomplete.is_complete] == [0, False]
     assert incomplete.scanned == 1000
     assert offsets(list(recent.matches[0].kept)) == [53]
+
+
+async def test_a_search_for_waiting_events_takes_short_steps(
+    open_inbox: OpenInbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many wait while the broker takes none; each step here has time for one event."""
+    monkeypatch.setattr("bridge.inbox.sqlite.admin_queries._STEP_S", -1.0)
+    async with open_inbox() as inbox:
+        for number in range(3):
+            body = start_of_body("ann", f"m{number % 2}")
+            event = WorkerEvent(f"{number}", "message.dead", "ann", body, number)
+            await inbox.add_event(event)
+        events = await inbox.admin.waiting_events("ann", "m0")
+    async with open_inbox(search_s=-1.0) as inbox:
+        part = await inbox.admin.waiting_events("ann", "m0")
+
+    assert ([each.at_s for each in events.found], events.is_complete) == ([0, 2], True)
+    assert ([each.at_s for each in part.found], part.is_complete) == ([0], False)
 
 
 async def test_a_file_can_be_queried_while_it_is_written(open_inbox: OpenInbox) -> None:

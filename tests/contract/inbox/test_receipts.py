@@ -16,9 +16,12 @@ import pytest
 
 from bridge.core.message import Message
 from bridge.core.message_options import MessageOptions, Tracking
-from bridge.core.receipts import WorkerEvent
+from bridge.core.receipts import Receipt, WorkerEvent
+from bridge.enums import ReceiptOutcome
 from bridge.inbox.contract import Retention
+from bridge.inbox.memory.store import MemoryInbox
 from bridge.inbox.redis.encoding import tag_of
+from bridge.inbox.worker_events import render_event, start_of_body
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.contract.inbox.conftest import STORES, StoreUnderTest
 from tests.contract.inbox.files import Clock
@@ -472,7 +475,7 @@ async def test_open_receipts_are_found_by_the_id(store: StoreUnderTest) -> None:
     assert await open_receipts("m2") == []
 
 
-async def test_events_that_wait_to_be_published_are_found_by_the_user(
+async def test_events_that_wait_to_be_published_are_found_by_the_message(
     store: StoreUnderTest,
 ) -> None:
     """While the broker takes none, an operator sees what was decided."""
@@ -483,29 +486,49 @@ async def test_events_that_wait_to_be_published_are_found_by_the_user(
     store.inbox.mark_delivered("bob", 1)
     await store.inbox.note_presence({"ann": 1}, debounce_s=15)
     store.advance(50)
+    receipt = Receipt(late, 0, Tracking(wants_receipt=True, id="dead"))
+    at_s = store.clock.now_s
+    dead = render_event(receipt, ReceiptOutcome.DEAD, at_s=at_s, reason="too_large")
+    await store.inbox.add_event(dead)
 
-    async def waiting(user: str) -> list[tuple[str, object]]:
-        found = await store.inbox.admin.waiting_events(user)
-        ids = [orjson.loads(each.body).get("message_id") for each in found]
-        keys = [each.routing_key for each in found]
-        return sorted(zip(keys, ids, strict=True), key=str)
-
-    expected = [
-        ("message.delivered", "m1"),
-        ("message.undelivered", "m2"),
-        ("user.online", None),
-    ]
+    async def waiting(user: str, message_id: str) -> list[tuple[str, float]]:
+        events = await store.inbox.admin.waiting_events(user, message_id)
+        assert events.is_complete
+        return sorted((each.routing_key, each.at_s) for each in events.found)
 
     async def is_decided() -> bool:
         await store.inbox.pending_events(0)
-        return len(await waiting("ann")) == 3 and len(await waiting("bob")) == 1
+        found = [await waiting("ann", "m1"), await waiting("bob", "m1")]
+        return all(found) and len(await waiting("ann", "m2")) == 2
 
     await eventually(is_decided)
-    assert await waiting("ann") == expected
-    assert await waiting("bob") == expected[:1]
-    assert await waiting("cat") == []
+    for user in ("ann", "bob"):
+        ((key, decided_s),) = await waiting(user, "m1")
+        assert (key, decided_s <= at_s) == ("message.delivered", True)
+    assert await waiting("ann", "m2") == [
+        ("message.dead", at_s),
+        ("message.undelivered", at_s),
+    ]
+    assert await waiting("bob", "m2") == await waiting("cat", "m1") == []
     await take(store)
-    assert await waiting("ann") == []
+    assert await waiting("ann", "m2") == []
+
+
+async def test_the_search_in_memory_for_events_lets_other_tasks_run() -> None:
+    """Most events wait while the broker takes none, which is when an operator searches."""
+    inbox = MemoryInbox(Retention(max_messages=100, max_age_s=1000, dedupe_s=60))
+    for number in range(10_001):
+        body = start_of_body("ann", f"m{number}")
+        await inbox.add_event(
+            WorkerEvent(f"{number}", "message.dead", "ann", body, 1.0)
+        )
+
+    search = asyncio.create_task(inbox.admin.waiting_events("ann", "m10000"))
+    for _ in range(2):
+        await asyncio.sleep(0)
+        assert not search.done()
+
+    assert len((await search).found) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in STORES if name != "memory"])

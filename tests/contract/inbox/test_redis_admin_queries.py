@@ -3,11 +3,15 @@
 import secrets
 import time
 
+import pytest
+
 from bridge.core.message import Message
+from bridge.core.receipts import WorkerEvent
 from bridge.core.redis_address import parse_redis
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis.encoding import tag_of
 from bridge.inbox.redis.store import RedisInbox
+from bridge.inbox.worker_events import start_of_body
 from tests.redis_server import RedisServer
 
 RETENTION = Retention(max_messages=1000, max_age_s=1e6, dedupe_s=600)
@@ -40,9 +44,43 @@ async def test_one_script_of_a_search_reads_a_few_thousand_messages_at_most(
     assert run == _USERS // 4
 
 
+async def test_a_search_for_waiting_events_is_bounded_in_bytes(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data of undelivered messages stay on the server, which is busy only for moments."""
+    namespace = f"t{secrets.token_hex(4)}"
+    inbox = RedisInbox(parse_redis(redis_server.url), RETENTION, namespace=namespace)
+    await inbox.open()
+    try:
+        for number in range(60):
+            name = "wanted" if number in (0, 50) else f"m{number}"
+            body = start_of_body("ann", name) + b'"data":"%b"}' % (b"x" * 200_000)
+            event = WorkerEvent(f"{number}", "message.undelivered", "ann", body, number)
+            await inbox.add_event(event)
+        before = scripts_run(redis_server), bytes_sent(redis_server)
+        events = await inbox.admin.waiting_events("ann", "wanted")
+        run = scripts_run(redis_server) - before[0]
+        sent_bytes = bytes_sent(redis_server) - before[1]
+        monkeypatch.setattr(inbox.admin, "_search_within_s", 0.0)
+        part = await inbox.admin.waiting_events("ann", "wanted")
+    finally:
+        await inbox.close()
+
+    assert ([each.at_s for each in events.found], events.is_complete) == ([0, 50], True)
+    assert ([each.at_s for each in part.found], part.is_complete) == ([0], False)
+    assert run == 60 // 16 + 1
+    assert sent_bytes < 200_000
+
+
 def scripts_run(server: RedisServer) -> int:
     """Return how many scripts the server has run."""
     for line in server.command("INFO", "commandstats").splitlines():
         if line.startswith("cmdstat_evalsha:"):
             return int(line.partition("calls=")[2].partition(",")[0])
     return 0
+
+
+def bytes_sent(server: RedisServer) -> int:
+    """Return how many bytes the server has sent."""
+    stats = server.command("INFO", "stats")
+    return int(stats.partition("total_net_output_bytes:")[2].split()[0])

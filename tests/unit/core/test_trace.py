@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from bridge.core.admin_views import InboxMatch, InboxSummary, KeptMessage
+from bridge.core.admin_views import (
+    InboxMatch,
+    InboxSummary,
+    KeptMessage,
+    WaitingEvent,
+)
 from bridge.core.contracts.operator.users import WindowFacts
 from bridge.core.dead_letter import StoredDeadLetter
 from bridge.core.journal import JournalEntry
 from bridge.core.message import Message
 from bridge.core.message_options import Tracking
 from bridge.core.position import Position, user_epoch
-from bridge.core.receipts import Receipt, WorkerEvent
+from bridge.core.receipts import Receipt
 from bridge.core.replay import InboxState
 from bridge.core.trace import Story, TraceFacts, build_story
 from bridge.enums import DeadLetterReason, Fate, Stage, SyncReason
@@ -118,7 +123,7 @@ def test_an_open_receipt_is_shown_with_the_time_of_its_decision() -> None:
 
 def test_an_outcome_that_waits_to_be_published_is_shown() -> None:
     """Nothing else says that it was decided, because no worker was told."""
-    event = WorkerEvent("1", "message.delivered", "ann", b"{}", 104.0)
+    event = WaitingEvent("message.delivered", 104.0)
 
     found = story(kept=[KEPT], events=[event])
 

@@ -6,11 +6,16 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from bridge.core.admin_views import InboxSummary, SearchResult
+from bridge.core.admin_views import (
+    InboxSummary,
+    SearchResult,
+    WaitingEvent,
+    WaitingEvents,
+)
 from bridge.core.dead_letter import DeadLetterCount, StoredDeadLetter
 from bridge.core.fleet import THIS_BRIDGE, Coverage, UserWindows
 from bridge.core.journal import Journal, JournalEntry
-from bridge.core.receipts import Receipt, WorkerEvent
+from bridge.core.receipts import Receipt
 from bridge.enums import DeadLetterReason, Stage
 from bridge.errors import BrokerUnavailableError
 from bridge.http.api.endpoint import Api
@@ -39,6 +44,7 @@ class Sources:
         self.journal = journal or Journal()
         self.failure: Exception | None = None
         self.is_complete = True
+        self.events = WaitingEvents((), is_complete=True)
         self.coverage = THIS_BRIDGE
         self.journal_coverage: Coverage | None = None
 
@@ -61,10 +67,11 @@ class Sources:
         assert message_id
         return ()
 
-    async def waiting_events(self, user: str) -> Sequence[WorkerEvent]:
-        """Return no event."""
+    async def waiting_events(self, user: str, message_id: str) -> WaitingEvents:
+        """Return the events."""
         assert user
-        return ()
+        assert message_id
+        return self.events
 
     # The dead letters
 
@@ -172,6 +179,22 @@ async def test_incomplete_searches_are_reported(open_app: Open) -> None:
         "only the newest 7 messages were searched: name the user to search all of one inbox",
         "only the oldest 2 of 3 dead letters were read",
     ]
+
+
+async def test_a_part_of_the_waiting_events_is_reported(open_app: Open) -> None:
+    """The outcome that the operator looks for may be in the rest."""
+    sources = Sources(letter("ann"))
+    gap = "only the oldest of the events that wait to be published were searched"
+    client = await open_trace(open_app, sources)
+
+    for is_complete in (True, False):
+        event = WaitingEvent("message.dead", 6.0)
+        sources.events = WaitingEvents([event], is_complete=is_complete)
+        async with client.get("/api/trace/m") as response:
+            trace = await response.json()
+        texts = [step["text"] for step in trace["story"]]
+        assert "message.dead waits to be published for workers" in texts
+        assert (gap in trace["silent"]) is not is_complete
 
 
 @pytest.mark.parametrize(

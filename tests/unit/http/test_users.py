@@ -6,12 +6,17 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from bridge.core.admin_views import InboxSummary, KeptMessage, SearchResult
+from bridge.core.admin_views import (
+    InboxSummary,
+    KeptMessage,
+    SearchResult,
+    WaitingEvents,
+)
 from bridge.core.contracts.operator.users import PresenceStep, WindowFacts
 from bridge.core.fleet import THIS_BRIDGE, Coverage, OnlineUser, UserWindows
 from bridge.core.message import Message
 from bridge.core.position import user_epoch
-from bridge.core.receipts import Receipt, WorkerEvent
+from bridge.core.receipts import Receipt
 from bridge.core.replay import InboxState
 from bridge.enums import PresenceChange
 from bridge.errors import StoreUnavailableError
@@ -65,7 +70,7 @@ class FakeInboxes:
         """Fail: these tests trace no message."""
         raise NotImplementedError
 
-    async def waiting_events(self, user: str) -> Sequence[WorkerEvent]:
+    async def waiting_events(self, user: str, message_id: str) -> WaitingEvents:
         """Fail: these tests trace no message."""
         raise NotImplementedError
 

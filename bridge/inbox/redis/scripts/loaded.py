@@ -4,7 +4,7 @@ from typing import Final
 
 from bridge.inbox.redis.scripts.append import APPEND
 from bridge.inbox.redis.scripts.presence import DROP_PRESENCE_EVENTS, NOTE_PRESENCE
-from bridge.inbox.redis.scripts.queries import BROWSE, FIND, STATES
+from bridge.inbox.redis.scripts.queries import BROWSE, FIND, STATES, WAITING
 from bridge.inbox.redis.scripts.reading import COUNT_EXPIRED, NEWEST, READ, RETAINED
 from bridge.inbox.redis.scripts.receipts import POLL, PUT_EVENT
 from bridge.inbox.redis.scripts.upkeep import (
@@ -18,6 +18,6 @@ from bridge.inbox.redis.scripts.upkeep import (
 
 ALL_SCRIPTS: Final = (
     *(APPEND, SWEEP, CLAIM, READ, COUNT_EXPIRED, MARK, NOTE_TRIALS, BEGIN, NEWEST),
-    *(BROWSE, FIND, STATES, REVOKE, RETAINED, POLL, PUT_EVENT, NOTE_PRESENCE),
-    DROP_PRESENCE_EVENTS,
+    *(BROWSE, FIND, STATES, WAITING, REVOKE, RETAINED, POLL, PUT_EVENT),
+    *(NOTE_PRESENCE, DROP_PRESENCE_EVENTS),
 )

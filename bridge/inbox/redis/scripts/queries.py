@@ -100,3 +100,40 @@ end
 return out
 """
 )
+
+# ARGV: prefix, user, message id, how the bodies of events about it begin, number of the event
+# after which to search. Examines about a megabyte, or 4000 events. Returns the number of the last
+# one (empty at the end), then the elements that are about messages with the id, without data.
+WAITING: Final = Script(
+    """
+local PAGE, ENOUGH, LEAST = 16, 1000000, 250
+local p, user, id, start, after = unpack(ARGV)
+local out, size, found = {''}, 0, nil
+repeat
+  found =
+    redis.call('ZRANGEBYSCORE', p .. 'e', '(' .. after, '+inf', 'WITHSCORES', 'LIMIT', 0, PAGE)
+  for k = 1, #found, 2 do
+    local element, head_end = found[k], nil
+    local kind = string.sub(element, 1, 1)
+    if kind == 'D' then
+      local _, _, _, user_length, length = struct.unpack('<dBBHH', element, 2)
+      local receipt = 16 + user_length
+      local _, _, _, _, id_length = struct.unpack('<dddBH', element, receipt)
+      if string.sub(element, 16, receipt - 1) == user
+        and string.sub(element, receipt + 29, receipt + 28 + id_length) == id then
+        head_end = receipt + length - 1
+      end
+    elseif kind == 'E' then
+      local line_end = string.find(element, '\\n', 1, true)
+      if string.sub(element, line_end + 1, line_end + #start) == start then
+        head_end = line_end
+      end
+    end
+    if head_end then out[#out + 1] = string.sub(element, 1, head_end) end
+    size, after = size + math.max(LEAST, #element), found[k + 1]
+  end
+until #found < 2 * PAGE or size >= ENOUGH
+if #found == 2 * PAGE then out[1] = after end
+return out
+"""
+)
