@@ -318,7 +318,7 @@ class Bridge:
         parts.sockets.apply(options)
         parts.operator_listener.limits.apply(options.limits, options.policy)
         parts.pipeline.replace_rules(message_limits(new), schemas)
-        parts.event_check.replace(schemas)
+        parts.current_schemas.replace(schemas)
         parts.page_requests.replace_rules(
             schemas, max_reply_bytes=new.max_message_bytes
         )

@@ -11,6 +11,7 @@ none, the pipeline waits with messages that add more.
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from time import monotonic, time
 from typing import Final
 
@@ -97,7 +98,8 @@ class EventPublisher:
         self._try_at_s = 0.0
         self._backoff_s = _BACKOFF_FIRST_S
         self._problem: str | None = None
-        self._unrouted: set[str] = set()  # routing keys, as of the last check
+        # By routing key: when it was checked last. Those that have a queue are not here.
+        self._unrouted: dict[str, float] = {}
 
     @property
     def problem(self) -> str | None:
@@ -111,7 +113,10 @@ class EventPublisher:
         """Which events the broker drops, and what to do; ``None`` as far as is known."""
         if not self._unrouted:
             return None
-        keys = ", ".join(sorted(self._unrouted))
+        keys = ", ".join(
+            f"{key} (checked {datetime.fromtimestamp(at_s, tz=UTC):%Y-%m-%d %H:%M:%S UTC})"
+            for key, at_s in sorted(self._unrouted.items())
+        )
         return (
             f"no queue is bound to {self._names.events} for {keys}: RabbitMQ drops these "
             "events; bind a queue before workers need them"
@@ -235,11 +240,12 @@ class EventPublisher:
     def _note_routes(self, routes: Mapping[str, bool]) -> None:
         for key, has_queue in routes.items():
             if has_queue:
-                self._unrouted.discard(key)
+                self._unrouted.pop(key, None)
                 continue
             self._metrics.events_unrouted.labels(key).inc()
-            if key not in self._unrouted:  # log it once, not each minute
-                self._unrouted.add(key)
+            is_new = key not in self._unrouted
+            self._unrouted[key] = time()
+            if is_new:  # log it once, not each minute
                 log.warning("events.unrouted", problem=self.unrouted)
 
     async def _measure(self, *, has_events: bool) -> None:

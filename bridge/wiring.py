@@ -61,7 +61,7 @@ from bridge.http.jobs import JobBoard
 from bridge.http.listeners import OPERATOR_LINE_MAX_BYTES
 from bridge.http.operator import operator_app
 from bridge.http.public import public_app
-from bridge.http.publish import EventCheck, LegacyPushEndpoint, PublishEndpoint
+from bridge.http.publish import CurrentSchemas, LegacyPushEndpoint, PublishEndpoint
 from bridge.inbox.contract import PresenceStore, Retention
 from bridge.inbox.maintenance import InboxMaintenance
 from bridge.inbox.memory.store import MemoryInbox
@@ -235,7 +235,7 @@ class Components:
         metrics.certificate_end.set_function(self._certificate_end_s)
         metrics.ready.set_function(lambda: not readiness.unready_reasons())
 
-        self.event_check = EventCheck(schemas)
+        self.current_schemas = CurrentSchemas(schemas)
         self.key_attempts = attempts = key_attempts_of(
             self.proxies,
             metrics,
@@ -248,7 +248,7 @@ class Components:
             route_sockets=self.sockets.engine.route,
             legacy=legacy_endpoint(
                 settings,
-                LegacyPushEndpoint(self.messages, self.event_check),
+                LegacyPushEndpoint(self.messages, self.current_schemas),
                 keys=self.publish_keys,
                 sockets=self.sockets,
             ),
@@ -294,7 +294,7 @@ class Components:
             self.messages,
             metrics,
             limits=message_limits(settings),
-            check=self.event_check,
+            current=self.current_schemas,
             journal=journal,
         )
         self.sign_in = sign_in_of(settings, attempts, self.proxies)

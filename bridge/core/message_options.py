@@ -62,7 +62,8 @@ class MessageOptions:
     """
     How a message is delivered.
 
-    Treat it as frozen. Like `Tracking` it is not, because thousands are created per second.
+    Instances are shared by a cache and must not be modified, nor their `tracking`. Like
+    `Tracking` they are not frozen, because thousands are created per second.
 
     Attributes:
         is_ephemeral: It is emitted to the windows that are open now, and never stored.

@@ -32,7 +32,8 @@ class WorkerEvent:
         at_s: Unix time at which it was decided.
         reply_to: It is also published there, by the default exchange.
         correlation_id: Of both publications.
-        key: The handle by which the store finds it again.
+        key: The handle by which the store finds it again; ``None`` with `memory:`, which needs
+            none.
 
     """
 

@@ -30,9 +30,9 @@ _RETRY_AFTER_S: Final = "2"
 FIELDS_MAX_BYTES: Final = 8192
 
 
-class EventCheck:
+class CurrentSchemas:
     """
-    The schemas of events (BRIDGE_SCHEMAS), by which data is checked before it is published.
+    Holds the schemas of events (BRIDGE_SCHEMAS), by which data is checked before a publish.
 
     Otherwise data that its schema does not allow would be confirmed to the client now and
     become a dead letter later.
@@ -46,7 +46,7 @@ class EventCheck:
         self.schemas = schemas
 
     def replace(self, schemas: EventSchemas | None) -> None:
-        """Check against `schemas` from now on."""
+        """Hold `schemas` from now on."""
         self.schemas = schemas
 
 
@@ -59,11 +59,11 @@ class PublishEndpoint:
         metrics: Metrics,
         *,
         limits: MessageLimits,
-        check: EventCheck | None = None,
+        current: CurrentSchemas | None = None,
         journal: Journal | None = None,
     ) -> None:
         self._limits = limits
-        self._check = check or EventCheck()
+        self._current = current or CurrentSchemas()
         self._publisher = publisher
         self._metrics = metrics
         self._journal = journal or Journal()
@@ -83,7 +83,7 @@ class PublishEndpoint:
             return _refusal(message)
         data = render_json(message.data)
         fault = publish_problem(
-            message, data, limits=self._limits, schemas=self._check.schemas
+            message, data, limits=self._limits, schemas=self._current.schemas
         )
         if fault is not None:
             return _refusal(fault)
@@ -119,10 +119,10 @@ class LegacyPushEndpoint:
     """
 
     def __init__(
-        self, publisher: MessagePublisher, check: EventCheck | None = None
+        self, publisher: MessagePublisher, current: CurrentSchemas | None = None
     ) -> None:
         self._publisher = publisher
-        self._check = check or EventCheck()
+        self._current = current or CurrentSchemas()
 
     async def push(self, request: web.Request) -> web.Response:
         """Publish ``{"code": 0, "data": TEXT}`` as event `message`."""
@@ -137,7 +137,7 @@ class LegacyPushEndpoint:
             data = orjson.dumps({"code": 0, "data": text})
         except orjson.JSONEncodeError:
             return problem(422, "msg is not valid Unicode", pointer="msg")
-        violation = data_problem(None, data, self._check.schemas, pointer="msg")
+        violation = data_problem(None, data, self._current.schemas, pointer="msg")
         if violation is not None:
             return _refusal(violation)
         try:

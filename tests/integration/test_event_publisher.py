@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import re
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -214,7 +215,11 @@ def is_received(stage: Stage, event_id: str) -> bool:
 async def test_an_event_that_no_queue_is_bound_for_is_dropped_and_confirmed(
     broker: LocalNode, namespace: str
 ) -> None:
-    """Receipts need no consumer. An operator learns it once, until a queue is there."""
+    """
+    Receipts need no consumer. An operator learns it once, until a queue is there.
+
+    The warning may stay after a queue was bound, so it says when that was checked.
+    """
     with capture_logs() as logs:
         async with publishing(broker, namespace) as stage:
             publisher = stage.publisher
@@ -222,22 +227,52 @@ async def test_an_event_that_no_queue_is_bound_for_is_dropped_and_confirmed(
             await stage.add(1)
             await eventually(lambda: stage.outbox.confirmed == ["id-1"])
             assert stage.unrouted == 1
-            problem = f"no queue is bound to {namespace}.events for message.delivered:"
-            assert str(publisher.unrouted).startswith(problem)
+            problem = f"no queue is bound to {namespace}.events for message.delivered"
+            time = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+            pattern = rf"{problem} \(checked {time}\): RabbitMQ drops .*"
+            first = str(publisher.unrouted)
+            assert re.fullmatch(pattern, first)
             await stage.add(2)  # within the minute
             await eventually(lambda: not stage.outbox.events)
             assert stage.unrouted == 1
 
-            await stage.consume()
-            stage.outbox.is_away = True  # then another channel is opened
-            await eventually(lambda: publisher.problem is not None)
-            stage.outbox.is_away = False
+            await reopen_channel(stage)
             await stage.add(3)
-            await eventually(lambda: stage.ids == ["id-3"] and not stage.outbox.events)
+            await eventually(lambda: not stage.outbox.events)
+            assert stage.unrouted == 2
+            assert re.fullmatch(pattern, str(publisher.unrouted))
+            assert publisher.unrouted != first
+
+            await stage.consume()
+            await reopen_channel(stage)
+            await stage.add(4)
+            await eventually(lambda: stage.ids == ["id-4"] and not stage.outbox.events)
             assert publisher.unrouted is None
-            assert stage.unrouted == 1
+            assert stage.unrouted == 2
 
     assert [line["event"] for line in logs].count("events.unrouted") == 1
+
+
+async def reopen_channel(stage: Stage) -> None:
+    """Let the publisher open another channel, which takes a second."""
+    stage.outbox.is_away = True
+    await eventually(lambda: stage.publisher.problem is not None)
+    stage.outbox.is_away = False
+
+
+async def test_a_returned_reply_is_not_taken_for_the_event_of_the_original(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The outcome of a duplicate with a `reply_to` has the id of the original's."""
+    async with publishing(broker, namespace) as stage:
+        await stage.add(1)
+        await stage.add(1, reply_to="no-such-queue")  # in the same batch
+        await eventually(lambda: not stage.outbox.events and len(stage.ids) == 2)
+
+        assert stage.publisher.unrouted is None
+        assert stage.unrouted == 0
+        assert stage.count("bridge_event_replies", outcome="unroutable") == 1
+        assert stage.count("bridge_event_replies", outcome="sent") == 0
 
 
 async def test_receipts_for_a_reply_to_do_not_lead_to_a_warning(

@@ -6,8 +6,8 @@ Publish events for workers on one channel: many at once, in order, each confirme
 
 An event whose routing key no queue is bound for is dropped by the broker, as on any topic
 exchange. To notice that, one event of each routing key is mandatory, at most once a minute, so
-the broker returns it. One with a `reply_to` is never, because its producer may need no queue. The
-queue in a `reply_to` comes from a producer, so nothing depends on it: a reply is
+the broker returns it. One with a `reply_to` is never mandatory, because its producer may need no
+queue. The queue in a `reply_to` comes from a producer, so nothing depends on it: a reply is
 sent once, and if it is returned, refused or not confirmed soon, it is only counted.
 """
 
@@ -220,9 +220,12 @@ class EventChannel:
         if not due:
             return
         exchange = self._names.events.encode()
+        # The outcome of a duplicate has the id of the original's. With a `reply_to`, the return
+        # of its reply would be taken for that of the event.
+        replied = {event.id for event in events if event.reply_to is not None}
         for index, event in enumerate(events):
             key = event.routing_key
-            if key in due and event.reply_to is None:
+            if key in due and event.id not in replied:
                 due.remove(key)
                 self._route_due_s[key] = now_s + _PROBE_EVERY_S
                 self._mandatory[event.id] = key

@@ -42,7 +42,7 @@ class MessagePublisher:
         data: bytes,
         message_id: str | None,
         ttl_s: float | None,
-        options: MessageOptions = MessageOptions(),  # noqa: B008 - frozen
+        options: MessageOptions = MessageOptions(),  # noqa: B008 - never modified
     ) -> None:
         """
         Publish one message; the broker has stored it when this returns.

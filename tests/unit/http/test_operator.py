@@ -21,7 +21,7 @@ from bridge.http.api.endpoint import Api
 from bridge.http.authentication import Keys
 from bridge.http.console.sign_in import SignIn
 from bridge.http.operator import operator_app
-from bridge.http.publish import EventCheck, PublishEndpoint
+from bridge.http.publish import CurrentSchemas, PublishEndpoint
 from bridge.metrics import Metrics
 from tests.unit.http.conftest import Client, FakePublisher, Open
 
@@ -39,7 +39,7 @@ async def open_operator(
         publisher,
         Metrics(),
         limits=MessageLimits(1000, max_age_s=3600),
-        check=EventCheck(schemas),
+        current=CurrentSchemas(schemas),
     )
     return await open_app(
         operator_app(

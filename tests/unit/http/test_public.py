@@ -14,7 +14,7 @@ from bridge.core.schema_compiler import compile_schemas
 from bridge.errors import BrokerUnavailableError, PublishRefusedError
 from bridge.http.authentication import Keys, guarded
 from bridge.http.public import public_app
-from bridge.http.publish import EventCheck, LegacyPushEndpoint
+from bridge.http.publish import CurrentSchemas, LegacyPushEndpoint
 from tests.unit.http.conftest import Client, FakePublisher, Open
 
 TESTS = Path(__file__).parents[2]
@@ -244,7 +244,7 @@ async def test_a_text_that_the_schema_of_messages_forbids_is_refused(
     schema = b'{"properties": {"data": {"maxLength": 3}}}'
     schemas = compile_schemas({"message.json": schema}, refuses_unknown=True)
     assert isinstance(schemas, EventSchemas)
-    endpoint = LegacyPushEndpoint(publisher, EventCheck(schemas))
+    endpoint = LegacyPushEndpoint(publisher, CurrentSchemas(schemas))
     client = await open_app(
         public_app(
             unready_reasons=list,
