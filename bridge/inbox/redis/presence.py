@@ -6,8 +6,8 @@ When the lease of a session is over, any bridge ends it: its users leave, as if 
 closed. A bridge whose session has ended, or that cannot know what the server has stored, begins
 another one and notes all of its users again. So an outage, a failover that loses writes, and a
 bridge that stood still need no rules of their own. Only users who have left are not noted again:
-a bridge remembers them until they must be offline, and notes that they left when the epoch of
-the tag changes, because the server may have lost it.
+a bridge remembers them until they must be offline, and notes that they left if the server may
+have lost it. A session that goes on shows that nothing was lost; otherwise the epoch tells.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ class _TagPresence:
         epoch: At the last call; ``None`` before the first.
         left: Users whose last window here has closed, and since when by real time, the earliest
             first. They are forgotten when they must be offline.
-        has_lost: Whether the server may have lost that they left.
+        has_lost: Whether the server may have lost that one of them left.
 
     """
 
@@ -76,9 +76,24 @@ class _TagPresence:
     left: dict[str, float] = field(default_factory=dict)
     has_lost: bool = False
 
-    def note_epoch(self, epoch: bytes, real_s: float) -> None:
-        """Note the epoch, which changes whenever the server may have lost writes."""
-        if self.epoch not in (None, epoch):
+    def note_epoch(self, epoch: bytes, real_s: float, *, has_kept: bool) -> None:
+        """
+        Note the epoch, which changes whenever the server may have lost writes.
+
+        After `FLUSHALL` it is empty until a message of the tag is stored, and cannot show another
+        loss.
+
+        Args:
+            epoch: As the server has replied; it may be empty.
+            real_s: The real time.
+            has_kept: Whether the server is known to have noted all who left.
+
+        """
+        if has_kept:
+            self.has_lost = False
+        elif (
+            self.left and self.epoch is not None and (epoch != self.epoch or not epoch)
+        ):
             self.has_lost = True
             self.remember_longer(real_s)
         self.epoch = epoch
@@ -210,12 +225,14 @@ class RedisPresence:
         ):
             known = self._tags[tag]
             known.seq = max(known.seq, seq)
+            has_kept = False
             if added < 0:
                 over.add(tag)
             else:
+                # A session goes on only if the server has all of its calls.
+                has_kept = known.has_lost or (session != "" and known.calls > 0)
                 known.session, known.calls = session, known.calls + 1
-                known.has_lost = False
-            known.note_epoch(epoch, real_s)
+            known.note_epoch(epoch, real_s, has_kept=has_kept)
             # The second time is for the next poll, and for the event to be published.
             known.forget_before(real_s - debounce_s - self._timing.gone_s)
             if added > 0:

@@ -20,9 +20,10 @@ from bridge.core.redis_address import parse_redis
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis.encoding import tag_of
 from bridge.inbox.redis.store import RedisInbox
+from bridge.inbox.redis.timing import DEFAULT_TIMING, RedisTiming
 from tests.conftest import eventually
 from tests.contract.inbox import conftest
-from tests.contract.inbox.files import Clock
+from tests.contract.inbox.files import Clock, message
 from tests.contract.inbox.test_presence import changes
 from tests.redis_server import RedisServer
 
@@ -65,13 +66,16 @@ class UsersFleet:
         self._clock = Clock()
 
     @asynccontextmanager
-    async def bridge(self) -> AsyncIterator[UsersBridge]:
+    async def bridge(
+        self, timing: RedisTiming = DEFAULT_TIMING
+    ) -> AsyncIterator[UsersBridge]:
         """Open the store as one more bridge; at the end it is gone as if it was killed."""
         inbox = RedisInbox(
             parse_redis(self._url),
             RETENTION,
             namespace=self.namespace,
             clock=self._clock.steady,
+            timing=timing,
         )
         await inbox.open()
         bridge = UsersBridge(inbox)
@@ -316,6 +320,54 @@ async def test_users_who_left_before_a_server_lost_everything_are_reported(
         assert await fleet.reported() == online("ben")
 
 
+async def test_users_who_left_before_a_second_loss_are_reported(
+    fleet: UsersFleet,
+) -> None:
+    """No message was stored since the first one, so the tag has no epoch that could change."""
+    async with fleet.bridge() as one:
+        await fleet.come(ben=one)
+        assert await fleet.delete(f"{fleet.namespace}/0:*")
+        assert await fleet.reported() == online("ben")
+        await fleet.leave(ben=one)
+        assert await fleet.delete(f"{fleet.namespace}/0:*")
+        assert await fleet.reported() == []
+        assert await fleet.reported_after(DEBOUNCES) == offline("ben")
+        assert await fleet.reported() == []
+
+
+async def test_the_first_message_after_a_loss_reports_no_user_again(
+    fleet: UsersFleet,
+) -> None:
+    """It gives the tag an epoch; the bridge still remembers who left since the loss."""
+    async with fleet.bridge() as one:
+        await fleet.come(ann=one, ben=one)
+        assert await fleet.delete(f"{fleet.namespace}/0:*")
+        assert await fleet.reported() == online("ann", "ben")
+        await fleet.leave(ben=one)
+        assert await fleet.reported_after(DEBOUNCES) == offline("ben")
+        await one.inbox.append([message("ben", b"{}")])
+        assert await fleet.reported() == []
+        assert await fleet.delete(f"{fleet.namespace}/0:*:{DEBOUNCES}") == 0
+        assert await fleet.reported() == []
+
+
+async def test_users_noted_after_a_loss_wait_until_all_bridges_have_polled(
+    fleet: UsersFleet,
+) -> None:
+    """A user may have moved to a bridge that has not noted its users again."""
+    poll_s = 600
+    timing = RedisTiming(presence_poll_s=poll_s)
+    async with fleet.bridge(timing) as one:
+        await fleet.come(ben=one)
+        await fleet.leave(ben=one)
+        assert await fleet.delete(f"{fleet.namespace}/0:*")
+        fleet.advance(poll_s)
+        assert await one.inbox.note_presence({}, debounce_s=1) is not None
+        fleet.advance(poll_s)
+        assert await one.inbox.note_presence({}, debounce_s=1) is None
+        assert await fleet.lives(DEBOUNCES) > 1000 * poll_s
+
+
 async def test_users_who_were_offline_long_before_a_loss_are_not_reported(
     fleet: UsersFleet,
 ) -> None:
@@ -369,6 +421,25 @@ async def test_users_who_left_during_an_outage_that_lost_everything_are_reported
             assert await fleet.reported() == online("ann")
             await fleet.let_pass(DEBOUNCES)
             assert await fleet.reported() == offline("ben", "cat")
+
+
+async def test_a_restart_that_loses_everything_a_second_time_is_noticed(
+    tmp_path: Path,
+) -> None:
+    """The tag had no epoch, and the bridge does not know what its session has done."""
+    async with RedisServer.start(tmp_path, is_durable=False) as server:
+        fleet = UsersFleet(server.url)
+        async with fleet.bridge() as one:
+            await fleet.come(ben=one)
+            await asyncio.to_thread(server.command, "FLUSHALL")
+            assert await fleet.reported() == online("ben")
+            await fleet.leave(ben=one)
+            await asyncio.to_thread(server.kill)
+            fleet.advance(3)
+            assert not await one.work()
+            await asyncio.to_thread(server.restart, is_empty=True)
+            assert await fleet.reported() == []
+            assert await fleet.reported_after(DEBOUNCES) == offline("ben")
 
 
 async def test_a_failover_that_loses_the_last_writes_loses_no_change(

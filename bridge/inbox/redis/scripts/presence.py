@@ -22,9 +22,10 @@ end
 # how long data stay that no bridge uses (ms); then for each tag: prefix, session (empty = none),
 # number of its last call (0 = none), the last `seq` that the bridge knows, number of users, and for
 # each its name and how many windows the session has (-1 = it left, and the server may have lost
-# that). Returns for each tag how many events it has added, its epoch and its last `seq`. Instead of
-# the events -1 if the session is not as its last call has left it: its lease is over, or the server
-# has lost writes. Then nothing was done, and another session must note all of its users.
+# that; it stays online until all bridges have polled the tag). Returns for each tag how many events
+# it has added, its epoch and its last `seq`. Instead of the events -1 if the session is not as its
+# last call has left it: its lease is over, or the server has lost writes. Then nothing was done,
+# and another session must note all of its users.
 NOTE_PRESENCE: Final = Script(
     VIEW
     + SETTLE
@@ -34,7 +35,7 @@ local OFFLINE_MAX = 500
 local now, debounce_ms, lease_ms, poll_ms, unused_ms = unpack(ARGV, 1, 5)
 local function note(p, session, known, seen, i, count)
   local holders, leaving, sessions = p .. 'p', p .. 'q', p .. 'l'
-  local added, has_left = 0, false
+  local added, has_left, wait_ms = 0, false, debounce_ms
   local got = call('HMGET', p .. 'h', '\\1presence', '')
   local last, epoch = tonumber(got[1] or 0), got[2] or ''
   local seq = string.format('%.0f', math.max(last + 1, seen + 1, tonumber(now)))
@@ -74,7 +75,7 @@ local function note(p, session, known, seen, i, count)
       call('ZREM', p .. 'p:' .. session, user)
       leave(user, session)
     elseif windows < 0 and held == '' and call('ZADD', leaving, 'NX', seq, user) == 1 then
-      has_left = true
+      has_left, wait_ms = true, math.max(debounce_ms, poll_ms)
     end
   end
   local open, was_polled = call('ZRANGEBYLEX', sessions, '-', '+'), call('GET', p .. 'y')
@@ -97,12 +98,12 @@ local function note(p, session, known, seen, i, count)
     end
     for _, key in ipairs({holders, leaving, sessions}) do call('PEXPIRE', key, unused_ms) end
   end
-  if has_left then call('SET', p .. 'q:' .. seq, 1, 'PX', debounce_ms) end
+  if has_left then call('SET', p .. 'q:' .. seq, 1, 'PX', wait_ms) end
   local found =
     call('ZRANGEBYSCORE', leaving, '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, OFFLINE_MAX)
   -- While no bridge could poll the tag, none could renew its lease, or note who has returned.
   if found[1] and not was_polled then
-    call('SET', p .. 'q:' .. found[2], 1, 'PX', debounce_ms)
+    call('SET', p .. 'q:' .. found[2], 1, 'PX', wait_ms)
   end
   for k = 1, #found, 2 do
     if call('GET', p .. 'q:' .. found[k + 1]) then break end
