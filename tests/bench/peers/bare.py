@@ -116,7 +116,9 @@ def deliver(
         key = exchange + 1 + data[exchange]
         user = data[key + 1 : key + 1 + data[key]]
         packet = event_packet("message", data[body + 7 : stop - 1], "p")
-        windows[user].send(text_frame(packet))
+        # The broker repeats what an earlier process had sent, but not acked, when it was killed.
+        if (window := windows.get(user)) is not None:
+            window.send(text_frame(packet))
         if data[head + 19] & _HEADERS:
             tag = at + 12 + data[at + 11]
             receipts.append(receipt(events, user, data[tag : tag + 8]))
