@@ -253,7 +253,7 @@ async def frozen_process(
 ) -> AsyncIterator[tuple[BridgeProcess, Proxy]]:
     """Run a bridge that consumes the queue in a process of its own, which can be frozen."""
     wire, public, operator = free_ports(3)
-    process = BridgeProcess(folder, operator, OPERATOR_TOKEN, mutant)
+    process = BridgeProcess(folder, operator, OPERATOR_TOKEN, (mutant,))
     process.write_settings(
         amqp_url=broker.url_at(wire),
         namespace=namespace,
