@@ -90,7 +90,7 @@ def stages(found: Story) -> list[tuple[Stage, float | None]]:
 
 
 def test_an_open_receipt_is_shown_with_the_time_of_its_decision() -> None:
-    """It explains why no worker was told yet."""
+    """It explains why no worker has received it yet."""
     message = Message("ann", "message", b"", 100.0, "m")
     receipt = Receipt(
         message, 5, Tracking(wants_receipt=True, undelivered_after_s=1045.0)
@@ -122,7 +122,7 @@ def test_an_open_receipt_is_shown_with_the_time_of_its_decision() -> None:
 
 
 def test_an_outcome_that_waits_to_be_published_is_shown() -> None:
-    """Nothing else says that it was decided, because no worker was told."""
+    """Nothing else says that it was decided, because no worker has received it."""
     event = WaitingEvent("message.delivered", 104.0)
 
     found = story(kept=[KEPT], events=[event])
