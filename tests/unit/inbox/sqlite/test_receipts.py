@@ -38,6 +38,18 @@ def receipts_of(heads: Mapping[str, bytes], clock: SteadyClock) -> SqliteReceipt
     )
 
 
+def add_late_message(
+    receipts: SqliteReceipts, connection: sqlite3.Connection, taken_s: float
+) -> None:
+    """Commit a message of ann that counts as undelivered a second after `taken_s`."""
+    tracking = Tracking(wants_receipt=True, undelivered_after_s=1.0, id="1")
+    options = MessageOptions(tracking=tracking)
+    message = Message("ann", "message", b"1", taken_s, "m-1", options=options)
+    receipts.begin(connection)
+    receipts.add(connection, [message], [1])
+    receipts.after_commit()
+
+
 def test_bridge_is_woken_after_the_commit_of_an_event() -> None:
     """Another write that ends between the decision and its commit must not use up the call."""
     woken: list[int] = []
@@ -97,13 +109,8 @@ def test_a_mark_that_moves_during_a_transaction_counts_before_later_times() -> N
     clock = SteadyClock(wall=lambda: now_s, real=lambda: now_s)
     heads = {"ann": HEAD.pack(1, 1, 1, 0)}
     receipts = receipts_of(heads, clock)
-    tracking = Tracking(wants_receipt=True, undelivered_after_s=1.0, id="1")
-    options = MessageOptions(tracking=tracking)
-    message = Message("ann", "message", b"1", now_s, "m-1", options=options)
     with ann_in_a_file() as connection:
-        receipts.begin(connection)
-        receipts.add(connection, [message], [1])
-        receipts.after_commit()
+        add_late_message(receipts, connection, now_s)
 
         receipts.begin(connection)
         now_s = 1000.9
@@ -133,16 +140,11 @@ def test_a_mark_counts_if_a_transaction_begins_while_it_reads_the_clock() -> Non
     heads = {"ann": HEAD.pack(1, 1, 1, 0)}
     receipts = receipts_of(heads, clock)
     marking = Thread(target=receipts.note_mark, args=("ann", 1), name="marking")
-    tracking = Tracking(wants_receipt=True, undelivered_after_s=1.0, id="1")
-    options = MessageOptions(tracking=tracking)
-    message = Message("ann", "message", b"1", now_s, "m-1", options=options)
     with ann_in_a_file() as connection:
-        receipts.begin(connection)
-        receipts.add(connection, [message], [1])
-        receipts.after_commit()
+        add_late_message(receipts, connection, now_s)
 
         marking.start()
-        is_reading.wait()
+        assert is_reading.wait(10)
         now_s = 1001.2
         receipts.begin(connection)
         has_begun.set()
