@@ -19,7 +19,7 @@ import aio_pika
 
 from tests.bench.idle_windows import idle_windows
 from tests.bench.run import BenchWorld, open_stage
-from tests.bench.servers import Server
+from tests.bench.servers import SERVER_KINDS, Server
 from tests.bench.window_process import windows
 from tests.bench.windows import masked
 from tests.bench.workloads import Figures, Scale, Stage, users
@@ -111,7 +111,7 @@ async def storm(run: FigureRun) -> Figures:
     crowd = users(scale.crowd, first=scale.windows)
     async with AsyncExitStack() as stack:
         stage = await stack.enter_async_context(
-            open_stage(run.world, run.server, scale, seed=0)
+            open_stage(run.world, SERVER_KINDS[run.server], scale, seed=0)
         )
         # A process of its own, which gives way to the broker and the windows that are timed:
         # it stands for thousands of machines.
@@ -202,7 +202,7 @@ async def idle(run: FigureRun) -> Figures:
 async def broadcast(run: FigureRun) -> Figures:
     """Measure the time until the last of 10,000 windows of one user has a message."""
     scale = run.size.scale
-    async with open_stage(run.world, run.server, scale, seed=0) as stage:
+    async with open_stage(run.world, SERVER_KINDS[run.server], scale, seed=0) as stage:
         await stage.open(["ann"] * scale.crowd)
         last_ms, half_ms = [], []
         for number in range(run.size.broadcasts + 1):
@@ -227,7 +227,9 @@ async def rate(run: FigureRun) -> Figures:
     """Search the highest rate that is held with a p99 below 100 ms, by number of windows."""
     figures = {}
     for number in (run.size.scale.windows, 2000, run.size.scale.crowd):
-        async with open_stage(run.world, run.server, run.size.scale, seed=0) as stage:
+        async with open_stage(
+            run.world, SERVER_KINDS[run.server], run.size.scale, seed=0
+        ) as stage:
             some = users(number)
             await stage.open(some)
             await stage.warm_up(some, run.size.scale.warm_up)
@@ -270,7 +272,9 @@ async def acks(run: FigureRun) -> Figures:
     """Measure from a publish to the answered ack of the page, with manual acks."""
     size = run.size
     some = users(size.scale.windows)
-    async with open_stage(run.world, run.server, size.scale, seed=0) as stage:
+    async with open_stage(
+        run.world, SERVER_KINDS[run.server], size.scale, seed=0
+    ) as stage:
         await stage.open(some, acks=True)
         await stage.warm_up(some, size.scale.warm_up)
         await stage.windows.reset()
@@ -311,7 +315,7 @@ async def mixed(run: FigureRun) -> Figures:
     everyone = users(250)
     figures: Figures = {}
     steps = max(6, round(size.churn_s / size.churn_step_s))
-    async with open_stage(world, run.server, size.scale, seed=0) as stage:
+    async with open_stage(world, SERVER_KINDS[run.server], size.scale, seed=0) as stage:
         await stage.open(steady)
         for step in range(steps):
             stalled = [_stalled_window(stage, user) for user in steady[:3]]

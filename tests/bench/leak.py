@@ -73,7 +73,7 @@ async def run(
     ]
     async with open_world(report) as world:
         for name in servers or ("memory", "sqlite"):
-            async with open_stage(world, name, Scale(), seed=0) as stage:
+            async with open_stage(world, SERVER_KINDS[name], Scale(), seed=0) as stage:
                 growth = await _grow(stage, share, report)
             lines.append(
                 f"| {SERVER_KINDS[name].title} | {growth.messages:,} | {growth.connects:,} "

@@ -110,7 +110,7 @@ async def _profile(
 ) -> tuple[float, dict[str, float]]:
     """Return the cost of a delivery, and the share of each stage."""
     watch = ProfiledServer(world.folder / "stacks.txt")
-    async with open_stage(world, name, Scale(), seed=0) as stage:
+    async with open_stage(world, SERVER_KINDS[name], Scale(), seed=0) as stage:
         cost_us = await WORKLOADS[work](stage, watch)
     used_us = watch.stages_us()
     deliveries = sum(used_us.values()) / cost_us

@@ -14,7 +14,14 @@ from typing import Final
 from tests.bench.machine import machine_facts
 from tests.bench.publisher import RawPublisher
 from tests.bench.results import Figures, Results
-from tests.bench.servers import ROOT, SERVER_KINDS, Processors, processors, running
+from tests.bench.servers import (
+    ROOT,
+    SERVER_KINDS,
+    Processors,
+    ServerKind,
+    processors,
+    running,
+)
 from tests.bench.window_process import windows
 from tests.bench.workloads import REQUEST_EVENT, WORKLOADS, Scale, Stage
 from tests.local_node import LocalNode
@@ -141,21 +148,21 @@ async def _measure(
     if name == FLOOR:
         return await measure_floor(world.pin, scale)
     settings = _SETTINGS_OF.get(work, {})
-    async with open_stage(world, name, scale, seed=round_, settings=settings) as stage:
+    kind = SERVER_KINDS[name]
+    async with open_stage(world, kind, scale, seed=round_, settings=settings) as stage:
         return await WORKLOADS[work](stage)
 
 
 @asynccontextmanager
 async def open_stage(
     world: BenchWorld,
-    name: str,
+    kind: ServerKind,
     scale: Scale,
     *,
     seed: int,
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Stage]:
     """Start a server and the windows' process; end both at the end of the block."""
-    kind = SERVER_KINDS[name]
     async with (
         windows(world.pin.others) as some,
         running(

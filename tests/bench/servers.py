@@ -48,6 +48,7 @@ class ServerKind:
         title: Its name in tables.
         inbox: The store of a bridge; empty for other servers.
         group: The shared namespace of several bridges; empty for a single server.
+        python: The interpreter of a bridge.
 
     """
 
@@ -55,6 +56,7 @@ class ServerKind:
     title: str
     inbox: str = ""
     group: str = ""
+    python: str = sys.executable
 
     @property
     def names(self) -> BrokerNames:
@@ -202,7 +204,7 @@ def _command(kind: ServerKind) -> tuple[str, ...]:
         case "bare":
             return (sys.executable, "-m", "tests.bench.peers.bare")
         case _:
-            return (sys.executable, "-m", "bridge", "run")
+            return (kind.python, "-m", "bridge", "run")
 
 
 def _environment(
