@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from time import monotonic, time
 from typing import Final
 
-import orjson
 import structlog
 
 from bridge.amqp.connection import (
@@ -232,10 +231,8 @@ class EventPublisher:
                 self._journal.presence(event.user, change, at_s=now_s)
                 continue
             note = f"{event.routing_key} was published for workers"
-            message_id = orjson.loads(event.body).get("message_id")
-            self._journal.note(
-                JournalEntry(now_s, Stage.REPORTED, event.user, message_id, text=note)
-            )
+            entry = (now_s, Stage.REPORTED, event.user, event.message_id)
+            self._journal.note(JournalEntry(*entry, text=note))
 
     def _note_routes(self, routes: Mapping[str, bool]) -> None:
         for key, has_queue in routes.items():

@@ -32,6 +32,8 @@ class WorkerEvent:
         at_s: Unix time at which it was decided.
         reply_to: It is also published there, by the default exchange.
         correlation_id: Of both publications.
+        message_id: Of the message that it is about; ``None`` if that has none, or if it is about
+            presence.
         key: The handle by which the store finds it again; ``None`` with `memory:`, which needs
             none.
 
@@ -44,6 +46,7 @@ class WorkerEvent:
     at_s: float
     reply_to: str | None = None
     correlation_id: str | None = None
+    message_id: str | None = None
     key: object = None
 
     @property
@@ -54,7 +57,8 @@ class WorkerEvent:
     def pack(self) -> bytes:
         """Return the bytes that `unpack_event` reads, without the key."""
         facts = (self.id, self.routing_key, self.user, self.at_s)
-        head = orjson.dumps((*facts, self.reply_to, self.correlation_id))
+        address = (self.reply_to, self.correlation_id)
+        head = orjson.dumps((*facts, *address, self.message_id))
         return b"%b\n%b" % (head, self.body)
 
     def copy_for(self, duplicate: Tracking) -> "WorkerEvent":
@@ -67,10 +71,10 @@ class WorkerEvent:
 def unpack_event(packed: bytes, *, key: object) -> WorkerEvent:
     """Return the event that was packed."""
     head, _, body = packed.partition(b"\n")
-    id_, routing_key, user, at_s, reply_to, correlation_id = orjson.loads(head)
-    return WorkerEvent(
-        id_, routing_key, user, body, at_s, reply_to, correlation_id, key
-    )
+    facts = orjson.loads(head)
+    id_, routing_key, user, at_s, reply_to, correlation_id, message_id = facts
+    address = (reply_to, correlation_id)
+    return WorkerEvent(id_, routing_key, user, body, at_s, *address, message_id, key)
 
 
 def fit_events(events: Iterable[WorkerEvent], *, max_bytes: int) -> list[WorkerEvent]:

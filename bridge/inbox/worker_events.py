@@ -60,13 +60,8 @@ def render_event(
         at_s,
         tracking.reply_to if is_final else None,
         tracking.correlation_id,
+        message.id,
     )
-
-
-def start_of_body(user: str, message_id: str) -> bytes:
-    """Return how the bodies of all events about messages with this id begin."""
-    # The first fields that `render_event` writes.
-    return orjson.dumps({"message_id": message_id, "user": user})[:-1] + b","
 
 
 def unstored_id(delivery: Delivery) -> str:

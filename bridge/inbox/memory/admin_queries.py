@@ -18,7 +18,6 @@ from bridge.core.message import Stored
 from bridge.core.receipts import Receipt, WorkerEvent
 from bridge.core.replay import InboxState
 from bridge.inbox.memory.user_log import UserLog
-from bridge.inbox.worker_events import start_of_body
 
 # Messages or events examined before other tasks may run: well below a millisecond.
 _STEP: Final = 5000
@@ -120,10 +119,9 @@ class MemoryAdminQueries:
 
     async def waiting_events(self, user: str, message_id: str) -> WaitingEvents:
         """Return the events about messages with this id that wait to be published."""
-        start = start_of_body(user, message_id)
         found: list[WaitingEvent] = []
         for number, event in enumerate(self._events(), 1):
-            if event.body.startswith(start):
+            if event.user == user and event.message_id == message_id:
                 found.append(WaitingEvent(event.routing_key, event.at_s))
             if number % _STEP == 0:
                 await asyncio.sleep(0)

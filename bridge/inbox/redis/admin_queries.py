@@ -27,7 +27,6 @@ from bridge.inbox.redis.protocol import Argument
 from bridge.inbox.redis.receipts import unpack_element, unpack_receipt
 from bridge.inbox.redis.scripts.queries import BROWSE, FIND, STATES, WAITING
 from bridge.inbox.redis.servers import RedisServers
-from bridge.inbox.worker_events import start_of_body
 
 # A search ends early after about so many matches.
 _MATCHES_MAX: Final = 100
@@ -179,12 +178,11 @@ class RedisAdminQueries:
         """Return the events about messages with this id that wait to be published."""
         until_s = monotonic() + self._search_within_s
         tag = tag_of(user)
-        wanted = (user, message_id, start_of_body(user, message_id))
         found: list[WaitingEvent] = []
         after = b"0"
         while after:
             after, *heads = await self._servers.run_script(
-                WAITING, tag, self._servers.prefixes[tag], *wanted, after
+                WAITING, tag, self._servers.prefixes[tag], user, message_id, after
             )
             events = map(unpack_element, heads)
             found += (WaitingEvent(each.routing_key, each.at_s) for each in events)

@@ -29,7 +29,6 @@ from bridge.inbox.sqlite.database_thread import DatabaseThread
 from bridge.inbox.sqlite.reader import SqliteReader
 from bridge.inbox.sqlite.receipts import SELECT_RECEIPTS
 from bridge.inbox.sqlite.write_scheduler import WriteScheduler
-from bridge.inbox.worker_events import start_of_body
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -133,10 +132,10 @@ class AdminReader(SqliteReader):
         return [each for each in found if each.message.id == message_id]
 
     def waiting_events(
-        self, connection: Connection, start: bytes, *, after: int
+        self, connection: Connection, user: str, message_id: str, *, after: int
     ) -> tuple[Sequence[WaitingEvent], int | None]:
         """
-        Examine events above `after` for about _STEP_S; return those whose body has this start.
+        Examine events above `after` for about _STEP_S; return those about the message.
 
         The second value is the `after` of the next call; ``None`` at the end.
         """
@@ -147,8 +146,8 @@ class AdminReader(SqliteReader):
         )
         with closing(connection.execute(statement, (after,))) as rows:
             for row_id, packed in rows:
-                if packed.startswith(start, packed.index(b"\n") + 1):
-                    event = unpack_event(packed, key=None)
+                event = unpack_event(packed, key=None)
+                if event.user == user and event.message_id == message_id:
                     found.append(WaitingEvent(event.routing_key, event.at_s))
                 if monotonic() > until_s:
                     return found, row_id
@@ -297,11 +296,11 @@ class SqliteAdminQueries:
     async def waiting_events(self, user: str, message_id: str) -> WaitingEvents:
         """Return the events about messages with this id that wait to be published."""
         until_s = monotonic() + self._search_s
-        query, start = self._reader.waiting_events, start_of_body(user, message_id)
+        query = self._reader.waiting_events
         found: list[WaitingEvent] = []
         after: int | None = 0
         while after is not None:
-            events, after = await self._run(query, start, after=after)
+            events, after = await self._run(query, user, message_id, after=after)
             found += events
             if monotonic() > until_s:
                 break

@@ -8,7 +8,6 @@ from bridge.core.receipts import WorkerEvent
 from bridge.enums import SyncReason
 from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
-from bridge.inbox.worker_events import start_of_body
 from tests.contract.inbox.conftest import StoreUnderTest
 from tests.contract.inbox.files import OpenInbox, message, read_all
 
@@ -318,9 +317,9 @@ async def test_a_search_for_waiting_events_takes_short_steps(
     monkeypatch.setattr("bridge.inbox.sqlite.admin_queries._STEP_S", -1.0)
     async with open_inbox() as inbox:
         for number in range(3):
-            body = start_of_body("ann", f"m{number % 2}")
-            event = WorkerEvent(f"{number}", "message.dead", "ann", body, number)
-            await inbox.add_event(event)
+            fields = (f"{number}", "message.dead", "ann", b"{}", number)
+            message_id = f"m{number % 2}"
+            await inbox.add_event(WorkerEvent(*fields, message_id=message_id))
         events = await inbox.admin.waiting_events("ann", "m0")
     async with open_inbox(search_s=-1.0) as inbox:
         part = await inbox.admin.waiting_events("ann", "m0")

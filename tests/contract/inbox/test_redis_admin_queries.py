@@ -1,5 +1,6 @@
 """Admin queries on Redis run in small parts, because a server runs one at a time."""
 
+import asyncio
 import secrets
 import time
 
@@ -11,7 +12,6 @@ from bridge.core.redis_address import parse_redis
 from bridge.inbox.contract import Retention
 from bridge.inbox.redis.encoding import tag_of
 from bridge.inbox.redis.store import RedisInbox
-from bridge.inbox.worker_events import start_of_body
 from tests.redis_server import RedisServer
 
 RETENTION = Retention(max_messages=1000, max_age_s=1e6, dedupe_s=600)
@@ -54,9 +54,8 @@ async def test_a_search_for_waiting_events_is_bounded_in_bytes(
     try:
         for number in range(60):
             name = "wanted" if number in (0, 50) else f"m{number}"
-            body = start_of_body("ann", name) + b'"data":"%b"}' % (b"x" * 200_000)
-            event = WorkerEvent(f"{number}", "message.undelivered", "ann", body, number)
-            await inbox.add_event(event)
+            fields = (f"{number}", "message.undelivered", "ann", b"x" * 200_000, number)
+            await inbox.add_event(WorkerEvent(*fields, message_id=name))
         before = scripts_run(redis_server), bytes_sent(redis_server)
         events = await inbox.admin.waiting_events("ann", "wanted")
         run = scripts_run(redis_server) - before[0]
@@ -70,6 +69,28 @@ async def test_a_search_for_waiting_events_is_bounded_in_bytes(
     assert ([each.at_s for each in part.found], part.is_complete) == ([0], False)
     assert run == 60 // 16 + 1
     assert sent_bytes < 200_000
+
+
+async def test_a_search_through_small_waiting_events_takes_short_steps(
+    redis_server: RedisServer,
+) -> None:
+    """The server runs nothing else meanwhile: a thousand events take some milliseconds."""
+    namespace = f"t{secrets.token_hex(4)}"
+    inbox = RedisInbox(parse_redis(redis_server.url), RETENTION, namespace=namespace)
+    await inbox.open()
+    try:
+        events = [
+            WorkerEvent(f"{number}", "message.dead", "ann", b"{}", 1.0, message_id="m")
+            for number in range(1100)
+        ]
+        await asyncio.gather(*map(inbox.add_event, events))
+        before = scripts_run(redis_server)
+        found = await inbox.admin.waiting_events("ann", "m")
+        run = scripts_run(redis_server) - before
+    finally:
+        await inbox.close()
+
+    assert (len(found.found), found.is_complete, run) == (1100, True, 2)
 
 
 def scripts_run(server: RedisServer) -> int:

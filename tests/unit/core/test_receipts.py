@@ -127,7 +127,8 @@ def test_a_receipt_is_packed_without_data() -> None:
 
 def test_an_event_is_packed() -> None:
     """With its body byte for byte."""
-    event = WorkerEvent("1", "user.online", "ann", '{"ä": 1}'.encode(), 1.5, None, "c")
+    body = '{"ä": 1}'.encode()
+    event = WorkerEvent("1", "message.dead", "ann", body, 1.5, None, "c", "m")
 
     assert unpack_event(event.pack(), key=None) == event
 

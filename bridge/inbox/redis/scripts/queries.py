@@ -101,13 +101,13 @@ return out
 """
 )
 
-# ARGV: prefix, user, message id, how the bodies of events about it begin, number of the event
-# after which to search. Examines about a megabyte, or 4000 events. Returns the number of the last
-# one (empty at the end), then the elements that are about messages with the id, without data.
+# ARGV: prefix, user, message id, number of the event after which to search. Examines about a
+# megabyte, or 1000 events. Returns the number of the last one (empty at the end), then the elements
+# that are about messages with the id, without data.
 WAITING: Final = Script(
     """
-local PAGE, ENOUGH, LEAST = 16, 1000000, 250
-local p, user, id, start, after = unpack(ARGV)
+local PAGE, ENOUGH, LEAST = 16, 1000000, 1000
+local p, user, id, after = unpack(ARGV)
 local out, size, found = {''}, 0, nil
 repeat
   found =
@@ -125,9 +125,8 @@ repeat
       end
     elseif kind == 'E' then
       local line_end = string.find(element, '\\n', 1, true)
-      if string.sub(element, line_end + 1, line_end + #start) == start then
-        head_end = line_end
-      end
+      local head = cjson.decode(string.sub(element, 2, line_end))
+      if head[3] == user and head[7] == id then head_end = line_end end
     end
     if head_end then out[#out + 1] = string.sub(element, 1, head_end) end
     size, after = size + math.max(LEAST, #element), found[k + 1]
