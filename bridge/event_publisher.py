@@ -9,7 +9,7 @@ none, the pipeline waits with messages that add more.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from time import monotonic, time
@@ -42,6 +42,8 @@ _BATCH_MAX: Final = 1000
 _POLL_S: Final = 1.0
 # After a publish: what is decided meanwhile shares the next one, and its commit in the store.
 _PAUSE_S: Final = 0.01
+# Without a queue, the events of one batch in this time are returned, and the others only dropped.
+_CHECK_ROUTES_EVERY_S: Final = 60.0
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 15.0
 
@@ -60,6 +62,7 @@ class EventPublisher:
         metrics: Counts events and replies.
         journal: Records what was published, for operators.
         outages: Logs why the broker cannot be reached.
+        wall_s: Returns Unix time.
 
     Attributes:
         waiting: How many events the store holds, as of a second ago.
@@ -77,6 +80,7 @@ class EventPublisher:
         metrics: Metrics,
         journal: Journal,
         outages: OutageLog | None = None,
+        wall_s: Callable[[], float] = time,
     ) -> None:
         self.waiting = 0
         self.oldest_s: float | None = None
@@ -87,6 +91,7 @@ class EventPublisher:
         self._metrics = metrics
         self._journal = journal
         self._outages = outages or OutageLog()
+        self._wall_s = wall_s
         self._needs_connection = asyncio.Event()
         self._connection: BrokerConnection[RequestReader] | None = None
         self._channel: EventChannel | None = None
@@ -118,7 +123,7 @@ class EventPublisher:
         )
         return (
             f"no queue is bound to {self._names.events} for {keys}: RabbitMQ drops these "
-            "events; bind a queue before workers need them"
+            "events; bind a queue, or ignore this if no worker needs them"
         )
 
     @property
@@ -218,13 +223,13 @@ class EventPublisher:
                     timeout_s=self._address.timeout_s,
                     metrics=self._metrics,
                 )
-            routes = await self._channel.publish(events)
+            routes = await self._channel.publish(events, unchecked=self._unchecked())
         finally:
             self._is_publishing = False
         self._note_routes(routes)
         await self._outbox.confirm_events(events)
         self._note_success()
-        now_s = time()
+        now_s = self._wall_s()
         for event in events:
             if event.is_presence:
                 change = PresenceChange(event.routing_key)
@@ -234,6 +239,15 @@ class EventPublisher:
             entry = (now_s, Stage.REPORTED, event.user, event.message_id)
             self._journal.note(JournalEntry(*entry, text=note))
 
+    def _unchecked(self) -> Collection[str]:
+        """Return the routing keys without a queue whose next check is not due."""
+        now_s = self._wall_s()
+        return {
+            key
+            for key, at_s in self._unrouted.items()
+            if abs(now_s - at_s) < _CHECK_ROUTES_EVERY_S  # the clock may be set back
+        }
+
     def _note_routes(self, routes: Mapping[str, bool]) -> None:
         for key, has_queue in routes.items():
             if has_queue:
@@ -241,7 +255,7 @@ class EventPublisher:
                 continue
             self._metrics.events_unrouted.labels(key).inc()
             is_new = key not in self._unrouted
-            self._unrouted[key] = time()
+            self._unrouted[key] = self._wall_s()
             if is_new:  # log it once, not each minute
                 log.warning("events.unrouted", problem=self.unrouted)
 

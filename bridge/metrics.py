@@ -345,7 +345,7 @@ class Metrics(ReadableMetrics):
         )
         self.events_unrouted = counter(
             "bridge_events_unrouted",
-            "Events for workers that no queue was bound for, by routing key; one of each key is checked in a minute.",
+            "Checks that found no queue for events for workers, by routing key; at most one of each in a minute.",
             ("routing_key",),
         )
         self.events_waiting = gauge(

@@ -69,7 +69,25 @@ class Confirm:
     is_ack: bool
 
 
+@dataclass(slots=True)
+class Returned:
+    """
+    A message that the broker returned, because no queue received it.
+
+    Attributes:
+        exchange: Where it was published.
+        routing_key: With which routing key.
+        raw_properties: Its properties, not decoded.
+
+    """
+
+    exchange: bytes
+    routing_key: bytes
+    raw_properties: bytes = b""
+
+
 OnConfirm = Callable[[Confirm], None]
+OnReturned = Callable[[Returned], None]
 
 
 class FrameReader(asyncio.StreamReader):
@@ -451,17 +469,14 @@ class RequestReader(PublishingReader, DeliveryReader):
         super().__init__(now=now)
         self._publishing = 0  # the channel
         self._on_confirm: OnConfirm | None = None
-        self._on_returned: Callable[[bytes], None] | None = None
-        self._is_returning = False  # content of a return follows
+        self._on_returned: OnReturned | None = None
+        self._returning: Returned | None = None  # its content follows
 
     def subscribe_publishes(
-        self,
-        channel: int,
-        on_confirm: OnConfirm,
-        on_returned: Callable[[bytes], None],
+        self, channel: int, on_confirm: OnConfirm, on_returned: OnReturned
     ) -> None:
         """
-        Call `on_confirm` for each ack and nack, and `on_returned` with a return's properties.
+        Call `on_confirm` for each ack and nack, and `on_returned` for each return.
 
         Both run inside the reading of bytes and must not block. They replace those of an
         earlier channel, whose late confirms have the same tags and are dropped.
@@ -471,21 +486,25 @@ class RequestReader(PublishingReader, DeliveryReader):
         self._on_returned = on_returned
 
     def _remove(self, data: bytes, kind: int, channel: int, at: int, stop: int) -> int:
-        if kind in _CONTENT and self._is_returning:
+        if kind in _CONTENT and self._returning is not None:
             if (
                 kind == _HEADER
                 and channel == self._publishing
                 and self._on_returned is not None
             ):
-                self._on_returned(data[at + _HEADER_HEAD_BYTES : stop - 1])
+                self._returning.raw_properties = data[
+                    at + _HEADER_HEAD_BYTES : stop - 1
+                ]
+                self._on_returned(self._returning)
             return stop
         if kind == _METHOD and channel == 0:  # may come between the frames of a return
             self._note_blocked(data[at + _FRAME_HEAD_BYTES : stop - 1])
         elif kind == _METHOD:
             method_at = at + _FRAME_HEAD_BYTES
             method = data[method_at : method_at + 4]
-            self._is_returning = method == _RETURN_BYTES
-            if self._is_returning:
+            self._returning = None
+            if method == _RETURN_BYTES:
+                self._returning = _parse_return(data[method_at + 4 : stop - 1])
                 return stop
             if method in _CONFIRM_BYTES and self._on_confirm is not None:
                 tag, bits = _CONFIRM(data, method_at + 4)
@@ -501,6 +520,12 @@ _ACK_BYTES: Final = (60 << 16 | 80).to_bytes(4, "big")
 _CONFIRM_BYTES: Final = (_ACK_BYTES, (60 << 16 | 120).to_bytes(4, "big"))
 _BLOCKED_BYTES: Final = (10 << 16 | 60).to_bytes(4, "big")
 _UNBLOCKED_BYTES: Final = (10 << 16 | 61).to_bytes(4, "big")
+
+
+def _parse_return(arguments: bytes) -> Returned:
+    exchange_at = 4 + arguments[2]  # after the reply code and the reply text
+    key_at = exchange_at + arguments[exchange_at - 1] + 1
+    return Returned(arguments[exchange_at : key_at - 1], arguments[key_at:])
 
 
 def _parse_deliver(frame: bytes, queue: str) -> Delivery:

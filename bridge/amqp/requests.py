@@ -31,7 +31,7 @@ from bridge.amqp.connection import (
     Purpose,
     ignore_message,
 )
-from bridge.amqp.frame_reader import Confirm, RequestReader
+from bridge.amqp.frame_reader import Confirm, RequestReader, Returned
 from bridge.amqp.publish.frames import PublishFrames
 from bridge.amqp.supervision import OutageLog, supervise
 from bridge.amqp.topology import declare, requests_topology
@@ -198,8 +198,8 @@ class RequestChannel:
             if not self._end(id_.decode(errors="replace"), delivery):
                 self._metrics.late_replies.inc()
 
-    def _returned(self, raw_properties: bytes) -> None:
-        id_ = parse_properties(raw_properties).message_id or b""
+    def _returned(self, returned: Returned) -> None:
+        id_ = parse_properties(returned.raw_properties).message_id or b""
         self._end(id_.decode(errors="replace"), RequestOutcome.UNROUTABLE)
 
     def _confirmed(self, confirm: Confirm) -> None:

@@ -7,7 +7,7 @@ import re
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import aio_pika
@@ -16,7 +16,13 @@ from structlog.testing import capture_logs
 from yarl import URL
 
 from bridge.amqp.connection import BrokerAddress, Purpose, connected
-from bridge.amqp.frame_reader import Confirm, RequestReader
+from bridge.amqp.frame_reader import (
+    Confirm,
+    OnConfirm,
+    OnReturned,
+    RequestReader,
+    Returned,
+)
 from bridge.amqp.publish.event_channel import EventChannel, open_event_channel
 from bridge.core.broker_names import BrokerNames
 from bridge.core.journal import Journal
@@ -91,6 +97,17 @@ class ListOutbox:
 
 
 @dataclass
+class WallClock:
+    """The publisher's clock."""
+
+    now_s: float = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        """Return Unix time."""
+        return self.now_s
+
+
+@dataclass
 class Stage:
     """A publisher that runs, and what a worker and a producer have received from it."""
 
@@ -100,6 +117,7 @@ class Stage:
     channel: aio_pika.abc.AbstractChannel
     namespace: str
     journal: Journal
+    wall: WallClock
     received: list[AbstractIncomingMessage] = field(default_factory=list)
     replies: list[AbstractIncomingMessage] = field(default_factory=list)
     reply_to: str = ""
@@ -146,16 +164,22 @@ async def publishing(
     """Run a publisher, a worker with a queue bound to the events, and a producer."""
     names, metrics, outbox = BrokerNames(namespace), Metrics(), ListOutbox()
     address = BrokerAddress((url or broker.url,), timeout_s=timeout_s)
-    journal = Journal()
+    journal, wall = Journal(), WallClock()
     publisher = EventPublisher(
-        address, names, outbox, max_waiting=3, metrics=metrics, journal=journal
+        address,
+        names,
+        outbox,
+        max_waiting=3,
+        metrics=metrics,
+        journal=journal,
+        wall_s=wall,
     )
     async with (
         await aio_pika.connect(broker.url) as connection,
         asyncio.TaskGroup() as tasks,
     ):
         channel = await connection.channel()
-        stage = Stage(publisher, outbox, metrics, channel, namespace, journal)
+        stage = Stage(publisher, outbox, metrics, channel, namespace, journal, wall)
         await stage.consume()
         stage.reply_to = await consume_replies(channel, stage.replies.append)
         running = tasks.create_task(publisher.run(), name="publisher")
@@ -236,7 +260,7 @@ async def test_an_event_that_no_queue_is_bound_for_is_dropped_and_confirmed(
             await eventually(lambda: not stage.outbox.events)
             assert stage.unrouted == 1
 
-            await reopen_channel(stage)
+            stage.wall.now_s += 61
             await stage.add(3)
             await eventually(lambda: not stage.outbox.events)
             assert stage.unrouted == 2
@@ -244,20 +268,13 @@ async def test_an_event_that_no_queue_is_bound_for_is_dropped_and_confirmed(
             assert publisher.unrouted != first
 
             await stage.consume()
-            await reopen_channel(stage)
+            stage.wall.now_s -= 3600  # an hour that the clock was wrong
             await stage.add(4)
             await eventually(lambda: stage.ids == ["id-4"] and not stage.outbox.events)
             assert publisher.unrouted is None
             assert stage.unrouted == 2
 
     assert [line["event"] for line in logs].count("events.unrouted") == 1
-
-
-async def reopen_channel(stage: Stage) -> None:
-    """Let the publisher open another channel, which takes a second."""
-    stage.outbox.is_away = True
-    await eventually(lambda: stage.publisher.problem is not None)
-    stage.outbox.is_away = False
 
 
 async def test_a_returned_reply_is_not_taken_for_the_event_of_the_original(
@@ -534,8 +551,8 @@ class ForgetfulReader(RequestReader):
     def subscribe_publishes(
         self,
         channel: int,
-        on_confirm: Callable[[Confirm], None],
-        on_returned: Callable[[bytes], None],
+        on_confirm: OnConfirm,
+        on_returned: OnReturned,
     ) -> None:
         """Drop each second confirm: a reply follows each event."""
 
@@ -565,6 +582,47 @@ async def test_replies_that_are_returned_and_not_confirmed_leave_nothing_in_memo
                 sum(len(each) for each in fields if isinstance(each, set | dict))
             )
         assert sizes[0] == sizes[2]
+
+
+class LateReader(ForgetfulReader):
+    """A reader that also keeps returns, until they are passed on."""
+
+    def subscribe_publishes(
+        self, channel: int, on_confirm: OnConfirm, on_returned: OnReturned
+    ) -> None:
+        """Keep what would be passed on."""
+        self._kept: list[Returned] = []
+        self._on_late = on_returned
+        super().subscribe_publishes(channel, on_confirm, self._kept.append)
+
+    def pass_on(self) -> None:
+        """Pass on what was kept."""
+        for each in self._kept:
+            self._on_late(each)
+
+
+async def test_a_late_return_of_a_reply_is_not_taken_for_that_of_an_event(
+    broker: LocalNode, namespace: str
+) -> None:
+    """The outcome of a duplicate without a `reply_to` has the id of the original's."""
+    async with (
+        await aio_pika.connect(broker.url) as worker,
+        connected(
+            BrokerAddress((broker.url,)), purpose=Purpose.EVENTS, reader=LateReader
+        ) as connection,
+    ):
+        channel = await open_event_channel(
+            connection, BrokerNames(namespace), timeout_s=15.0, metrics=Metrics()
+        )
+        await consume_events(await worker.channel(), namespace, lambda _: None)
+        event = WorkerEvent("1", "message.delivered", "ann", b"{}", 0.0)
+        replied = replace(event, reply_to="no-such-queue")
+        assert await channel.publish([replied]) == {}
+        published = asyncio.create_task(channel.publish([event]))
+        await asyncio.sleep(0)
+        connection.reader.pass_on()
+
+        assert await published == {"message.delivered": True}
 
 
 async def test_published_returns_when_the_first_event_comes_without_a_broker(

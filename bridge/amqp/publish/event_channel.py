@@ -5,15 +5,15 @@ Publish events for workers on one channel: many at once, in order, each confirme
        └─────▶ default exchange ──▶ queue in `reply_to` of a producer
 
 An event whose routing key no queue is bound for is dropped by the broker, as on any topic
-exchange. To notice that, one event of each routing key is mandatory, at most once a minute, so
-the broker returns it. One with a `reply_to` is never mandatory, because its producer may need no
-queue. The queue in a `reply_to` comes from a producer, so nothing depends on it: a reply is
-sent once, and if it is returned, refused or not confirmed soon, it is only counted.
+exchange. To notice that, events are mandatory, so the broker returns them. One with a `reply_to`
+is not, because its producer may need no queue. The queue in a `reply_to` comes from a producer,
+so nothing depends on it: a reply is sent once, and if it is returned, refused or not confirmed
+soon, it is only counted.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from time import monotonic
@@ -27,17 +27,12 @@ from bridge.amqp.connection import (
     broker_call,
     close_reason,
 )
-from bridge.amqp.frame_reader import Confirm, RequestReader
+from bridge.amqp.frame_reader import Confirm, RequestReader, Returned
 from bridge.amqp.permissions import may_reply
 from bridge.amqp.publish.frames import PublishFrames
 from bridge.amqp.topology import Topology, declare, events_exchange
 from bridge.core.broker_names import BrokerNames
-from bridge.core.properties import (
-    PERSISTENT,
-    Properties,
-    parse_properties,
-    render_properties,
-)
+from bridge.core.properties import PERSISTENT, Properties, render_properties
 from bridge.core.receipts import WorkerEvent
 from bridge.enums import ReplyOutcome
 from bridge.errors import BrokerUnavailableError
@@ -105,12 +100,12 @@ class EventChannel:
         self._metrics = metrics
         self._frames = PublishFrames(connection, wire.number)
         self._tag = 0  # of the last publish
-        self._unconfirmed: dict[int, bool] = {}  # by tag: whether it is a reply
+        # By tag: the queue of a reply; `None` for an event.
+        self._unconfirmed: dict[int, bytes | None] = {}
         self._events_left = 0
-        self._returned = 0  # replies that are not confirmed yet
-        self._mandatory: dict[str, str] = {}  # events: their routing keys by id
-        self._unrouted: list[str] = []  # the routing keys of those that were returned
-        self._route_due_s: dict[str, float] = {}  # by routing key, as `_probe_at_s`
+        # Exchanges and routing keys of returned events and replies of the present call. A return
+        # comes before its confirm, so only those of late replies are of an earlier call.
+        self._returned: set[tuple[bytes, bytes]] = set()
         self._was_refused = False  # an event
         self._changed = asyncio.Event()
         self._may_reply = False
@@ -132,12 +127,19 @@ class EventChannel:
             async with broker_call("close a channel", timeout_s=_CLOSE_WITHIN_S):
                 await self._wire.close()
 
-    async def publish(self, events: Sequence[WorkerEvent]) -> Mapping[str, bool]:
+    async def publish(
+        self, events: Sequence[WorkerEvent], *, unchecked: Collection[str] = ()
+    ) -> Mapping[str, bool]:
         """
         Publish `events` in order, and their replies; return when the broker has the events.
 
+        Args:
+            events: The events.
+            unchecked: Routing keys whose events the broker does not return.
+
         Returns:
-            Of the routing keys that were checked, whether a queue receives their events.
+            Of the other routing keys of events without a `reply_to`, whether a queue receives
+            these events.
 
         Raises:
             BrokerUnavailableError: If it did not confirm each of them in time. It may have
@@ -153,16 +155,20 @@ class EventChannel:
             await self._probe()
         exchange = self._names.events.encode()
         self._events_left = len(events)
+        # Routing key, and whether the producer receives a reply.
+        routes = {(event.routing_key, event.reply_to is not None) for event in events}
+        checked = {key for key, has_reply in routes if not has_reply} - {*unchecked}
         methods = {
-            key: self._frames.method(exchange, key.encode(), mandatory=False)
-            for key in {event.routing_key for event in events}
+            (key, has_reply): self._frames.method(
+                exchange, key.encode(), mandatory=not has_reply and key in checked
+            )
+            for key, has_reply in routes
         }
         # In one write: each is a call of the system.
         frames = [
-            self._render(methods[event.routing_key], event, is_reply=False)
+            self._render(methods[event.routing_key, event.reply_to is not None], event)
             for event in events
         ]
-        self._check_routes(events, frames, methods)
         frames += map(self._render_reply, replies)
         if not self._connection.write(b"".join(frames)):
             raise self._unavailable(CONNECTION_LOST)
@@ -180,18 +186,16 @@ class EventChannel:
         for _ in self._unconfirmed:
             self._count(ReplyOutcome.UNCONFIRMED)
         self._unconfirmed.clear()
-        self._returned = 0
-        # A return comes before the confirm of its event.
-        routed, unrouted = self._mandatory.values(), self._unrouted
-        found = dict.fromkeys(routed, True) | dict.fromkeys(unrouted, False)
-        self._mandatory.clear()
-        self._unrouted.clear()
+        found = {key: (exchange, key.encode()) not in self._returned for key in checked}
+        self._returned.clear()
         return found
 
     # --- writing
 
-    def _render(self, method: bytes, event: WorkerEvent, *, is_reply: bool) -> bytes:
-        """Return the frames of the next publish."""
+    def _render(
+        self, method: bytes, event: WorkerEvent, queue: bytes | None = None
+    ) -> bytes:
+        """Return the frames of the next publish: of an event, or of the reply to a queue."""
         message_id = event.id.encode()
         if event.correlation_id is None:  # several times as fast
             properties = _UP_TO_ID + bytes((len(message_id),)) + message_id
@@ -205,32 +209,8 @@ class EventChannel:
                 )
             )
         self._tag += 1
-        self._unconfirmed[self._tag] = is_reply
+        self._unconfirmed[self._tag] = queue
         return method + self._frames.content(properties, event.body)
-
-    def _check_routes(
-        self,
-        events: Sequence[WorkerEvent],
-        frames: list[bytes],
-        methods: Mapping[str, bytes],
-    ) -> None:
-        """Make the first event mandatory of each routing key whose check is due."""
-        now_s = monotonic()
-        due = {key for key in methods if self._route_due_s.get(key, 0.0) <= now_s}
-        if not due:
-            return
-        exchange = self._names.events.encode()
-        # The outcome of a duplicate has the id of the original's. With a `reply_to`, the return
-        # of its reply would be taken for that of the event.
-        replied = {event.id for event in events if event.reply_to is not None}
-        for index, event in enumerate(events):
-            key = event.routing_key
-            if key in due and event.id not in replied:
-                due.remove(key)
-                self._route_due_s[key] = now_s + _PROBE_EVERY_S
-                self._mandatory[event.id] = key
-                method = self._frames.method(exchange, key.encode(), mandatory=True)
-                frames[index] = method + frames[index][len(methods[key]) :]
 
     def _render_reply(self, event: WorkerEvent) -> bytes:
         """Return the frames of the next publish; none if it may not be sent."""
@@ -243,7 +223,7 @@ class EventChannel:
             self._count(ReplyOutcome.NOT_PERMITTED)
         else:
             method = self._frames.method(b"", queue, mandatory=True)
-            return self._render(method, event, is_reply=True)
+            return self._render(method, event, queue)
         return b""
 
     async def _probe(self) -> None:
@@ -282,13 +262,8 @@ class EventChannel:
             await self._changed.wait()
             self._check()
 
-    def _note_returned(self, raw_properties: bytes) -> None:
-        id_ = (parse_properties(raw_properties).message_id or b"").decode()
-        key = self._mandatory.pop(id_, None)
-        if key is None:
-            self._returned += 1  # its confirm follows
-        else:
-            self._unrouted.append(key)
+    def _note_returned(self, returned: Returned) -> None:
+        self._returned.add((returned.exchange, returned.routing_key))
 
     def _confirmed(self, confirm: Confirm) -> None:
         tags = [confirm.tag]
@@ -297,15 +272,16 @@ class EventChannel:
         for tag in tags:
             if tag not in self._unconfirmed:  # a reply, later than it was waited for
                 continue
-            if not self._unconfirmed.pop(tag):
+            queue = self._unconfirmed.pop(tag)
+            if queue is None:
                 self._events_left -= 1
                 self._was_refused |= not confirm.is_ack
-            elif self._returned and confirm.is_ack:
-                self._returned -= 1
+            elif not confirm.is_ack:
+                self._count(ReplyOutcome.UNCONFIRMED)
+            elif (b"", queue) in self._returned:
                 self._count(ReplyOutcome.UNROUTABLE)
             else:
-                is_sent = confirm.is_ack
-                self._count(ReplyOutcome.SENT if is_sent else ReplyOutcome.UNCONFIRMED)
+                self._count(ReplyOutcome.SENT)
         self._changed.set()
 
     def _count(self, outcome: ReplyOutcome) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.amqp.connection import BrokerConnection
-from bridge.amqp.frame_reader import Confirm, RequestReader
+from bridge.amqp.frame_reader import Confirm, RequestReader, Returned
 from bridge.amqp.requests import OutgoingRequest, RequestChannel, RequestResult
 from bridge.core.message import Delivery
 from bridge.core.properties import Properties, parse_properties, render_properties
@@ -241,7 +241,7 @@ def answers(draw: st.DrawFn) -> tuple[bytes, list[object], bytes]:
                 reported.append(Confirm(number, is_multiple=is_ack, is_ack=is_ack))
             case "return":
                 parts = [returned(1), *content(1, raw, body, cuts=(7,))]
-                reported.append(raw)
+                reported.append(Returned(b"x", b"k", raw))
             case "reply":
                 parts = [deliver(1, number), *content(1, raw, body, cuts=(7,))]
                 reported.append(body)
