@@ -30,6 +30,22 @@ USUAL_PLACES: Final = (
 _HOST: Final = "127.0.0.1"
 _LOG_TAIL_LINES: Final = 60
 
+# The applications that every node loads completely, the largest last.
+_APPLICATIONS: Final = (
+    "recon,aten,os_mon,systemd,jsx,syntax_tools,syslog,public_key,observer_cli,osiris,tools,"
+    "ranch,sasl,rabbitmq_prelaunch,cuttlefish,mnesia,xmerl,ra,compiler,inets,rabbit_common,"
+    "ssl,stdlib,kernel,rabbit"
+)
+# RabbitMQ loads one module after the other, and looks for each in the folders of 70 plugins:
+# that is half of the processor time of a start.
+_LOADS_CODE_AT_ONCE: Final = (
+    f"Folders = [filename:join(Folder, ebin) || A <- [{_APPLICATIONS}],"
+    " Folder <- [code:lib_dir(A)], is_list(Folder)],"
+    " code:add_pathsa(Folders),"
+    ' code:ensure_modules_loaded([list_to_atom(filename:basename(File, ".beam"))'
+    ' || Folder <- Folders, File <- filelib:wildcard("*.beam", Folder)]).'
+)
+
 
 def find_rabbitmq(places: Sequence[Path] | None = None) -> Path:
     """
@@ -149,6 +165,17 @@ class NodeSetup:
                 text = path.read_text(errors="replace").rstrip()
                 lines += text.splitlines()[-_LOG_TAIL_LINES:]
         return "\n".join(lines)
+
+    def node_environment(self) -> dict[str, str]:
+        """The complete environment of the node itself."""
+        environment = self.environment()
+        return {
+            **environment,
+            # With it, the start script replaces itself by the VM (exec) instead of waiting
+            # for it, so signals to this process reach the node.
+            "RABBITMQ_ALLOW_INPUT": "true",
+            "ERL_AFLAGS": f"{environment['ERL_AFLAGS']} -eval '{_LOADS_CODE_AT_ONCE}'",
+        }
 
     def environment(self) -> dict[str, str]:
         """The complete environment of its programs; only PATH comes from this process."""

@@ -158,11 +158,8 @@ class PrivateNode:
             )
 
     async def _run_node(self) -> None:
-        # With RABBITMQ_ALLOW_INPUT the start script replaces itself by the VM (exec)
-        # instead of waiting for it, so signals to this process reach the node.
         program = [str(self._rabbitmq / "rabbitmq-server"), "-noinput"]
-        environment = {**self.setup.environment(), "RABBITMQ_ALLOW_INPUT": "true"}
-        await self._kept.start("node", program, environment)
+        await self._kept.start("node", program, self.setup.node_environment())
         try:
             async with asyncio.timeout(self._ready_within_s):
                 while not await self._answers():
