@@ -25,7 +25,11 @@ from bridge.amqp.connection import (
     Purpose,
 )
 from bridge.amqp.frame_reader import RequestReader
-from bridge.amqp.publish.event_channel import EventChannel, open_event_channel
+from bridge.amqp.publish.event_channel import (
+    DirectReplies,
+    EventChannel,
+    open_event_channel,
+)
 from bridge.amqp.supervision import OutageLog, supervise
 from bridge.core.broker_names import BrokerNames
 from bridge.core.journal import Journal, JournalEntry
@@ -95,6 +99,7 @@ class EventPublisher:
         self._needs_connection = asyncio.Event()
         self._connection: BrokerConnection[RequestReader] | None = None
         self._channel: EventChannel | None = None
+        self._direct_replies = DirectReplies()
         self._is_publishing = False
         self._wake = asyncio.Event()
         self._paused = asyncio.Event()  # nothing is left, or nothing can be published
@@ -220,6 +225,7 @@ class EventPublisher:
                 self._channel = await open_event_channel(
                     connection,
                     self._names,
+                    direct=self._direct_replies,
                     timeout_s=self._address.timeout_s,
                     metrics=self._metrics,
                 )

@@ -23,7 +23,11 @@ from bridge.amqp.frame_reader import (
     RequestReader,
     Returned,
 )
-from bridge.amqp.publish.event_channel import EventChannel, open_event_channel
+from bridge.amqp.publish.event_channel import (
+    DirectReplies,
+    EventChannel,
+    open_event_channel,
+)
 from bridge.core.broker_names import BrokerNames
 from bridge.core.journal import Journal
 from bridge.core.receipts import WorkerEvent
@@ -353,6 +357,28 @@ async def test_replies_to_no_queue_or_to_a_queue_of_bridge_are_counted_and_not_r
         assert stage.count(replies, outcome="sent") == 1
 
 
+async def test_a_malformed_direct_reply_to_ends_the_connection_and_holds_up_nothing(
+    broker: LocalNode, namespace: str
+) -> None:
+    """RabbitMQ decodes it without checks. It is not sent again, nor are others for a while."""
+    malformed = "amq.rabbitmq.reply-to.AAAA.BBBB"
+    async with publishing(broker, namespace) as stage:
+        await stage.begin()
+        await stage.add(2, reply_to=malformed)
+        await eventually(lambda: stage.ids == ["id-1", "id-2"])
+        await eventually(lambda: not stage.outbox.events)
+        await stage.add(3, reply_to=malformed)
+        await stage.add(4, reply_to=stage.reply_to)
+        await eventually(lambda: len(stage.replies) == 1)
+        await eventually(lambda: not stage.outbox.events)
+
+        assert stage.ids == ["id-1", "id-2", "id-3", "id-4"]  # each once
+        replies = "bridge_event_replies"
+        assert stage.count(replies, outcome="unconfirmed") == 1
+        assert stage.count(replies, outcome="refused") == 1
+        assert stage.count("bridge_broker_reconnects", purpose="events") == 1
+
+
 async def test_a_reply_that_is_refused_by_a_full_queue_holds_up_nothing(
     broker: LocalNode, namespace: str
 ) -> None:
@@ -506,7 +532,11 @@ async def test_channels_that_were_replaced_are_freed(
         opened: list[weakref.ref[EventChannel]] = []
         for _ in range(3):
             channel = await open_event_channel(
-                connection, BrokerNames(namespace), timeout_s=15.0, metrics=Metrics()
+                connection,
+                BrokerNames(namespace),
+                timeout_s=15.0,
+                metrics=Metrics(),
+                direct=DirectReplies(),
             )
             await channel.close()
             opened.append(weakref.ref(channel))
@@ -529,7 +559,11 @@ async def test_published_events_leave_nothing_in_memory(
         address, purpose=Purpose.EVENTS, reader=RequestReader
     ) as connection:
         channel = await open_event_channel(
-            connection, BrokerNames(namespace), timeout_s=15.0, metrics=Metrics()
+            connection,
+            BrokerNames(namespace),
+            timeout_s=15.0,
+            metrics=Metrics(),
+            direct=DirectReplies(),
         )
         await channel.publish([event])
         gc.collect()
@@ -571,7 +605,11 @@ async def test_replies_that_are_returned_and_not_confirmed_leave_nothing_in_memo
         BrokerAddress((broker.url,)), purpose=Purpose.EVENTS, reader=ForgetfulReader
     ) as connection:
         channel = await open_event_channel(
-            connection, BrokerNames(namespace), timeout_s=15.0, metrics=Metrics()
+            connection,
+            BrokerNames(namespace),
+            timeout_s=15.0,
+            metrics=Metrics(),
+            direct=DirectReplies(),
         )
         sizes: list[int] = []
         for number in range(3):
@@ -612,7 +650,11 @@ async def test_a_late_return_of_a_reply_is_not_taken_for_that_of_an_event(
         ) as connection,
     ):
         channel = await open_event_channel(
-            connection, BrokerNames(namespace), timeout_s=15.0, metrics=Metrics()
+            connection,
+            BrokerNames(namespace),
+            timeout_s=15.0,
+            metrics=Metrics(),
+            direct=DirectReplies(),
         )
         await consume_events(await worker.channel(), namespace, lambda _: None)
         event = WorkerEvent("1", "message.delivered", "ann", b"{}", 0.0)

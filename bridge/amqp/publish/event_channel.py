@@ -8,7 +8,8 @@ An event whose routing key no queue is bound for is dropped by the broker, as on
 exchange. To notice that, events are mandatory, so the broker returns them. One with a `reply_to`
 is not, because its producer may need no queue. The queue in a `reply_to` comes from a producer,
 so nothing depends on it: a reply is sent once, and if it is returned, refused or not confirmed
-soon, it is only counted.
+soon, it is only counted. It follows the confirm of its event, because a malformed name of direct
+reply-to ends the connection: RabbitMQ decodes a process of Erlang from it.
 """
 
 import asyncio
@@ -42,6 +43,8 @@ _REPLIES_WITHIN_S: Final = 2.0
 _PROBE_EVERY_S: Final = 60.0
 _CLOSE_WITHIN_S: Final = 2.0
 _REPLY_TO_MAX_BYTES: Final = 255
+_DIRECT: Final = "amq.rabbitmq.reply-to."
+_DIRECT_PAUSE_S: Final = 60.0
 # What most events have, up to the length of their id.
 _UP_TO_ID: Final = render_properties(
     Properties(
@@ -50,10 +53,28 @@ _UP_TO_ID: Final = render_properties(
 )[:-1]
 
 
+class DirectReplies:
+    """Whether replies by direct reply-to are sent: not for a while after one lost the connection."""
+
+    def __init__(self, *, pause_s: float = _DIRECT_PAUSE_S) -> None:
+        self._pause_s = pause_s
+        self._paused_until_s = 0.0  # on the monotonic clock
+
+    @property
+    def are_allowed(self) -> bool:
+        """Whether they are sent now."""
+        return monotonic() >= self._paused_until_s
+
+    def pause(self) -> None:
+        """Send none for a while."""
+        self._paused_until_s = monotonic() + self._pause_s
+
+
 async def open_event_channel(
     connection: BrokerConnection[RequestReader],
     names: BrokerNames,
     *,
+    direct: DirectReplies,
     timeout_s: float,
     metrics: Metrics,
 ) -> "EventChannel":
@@ -63,6 +84,7 @@ async def open_event_channel(
     Args:
         connection: Publishes nothing else.
         names: Of the exchange, and of the queues that no reply may be sent to.
+        direct: The same for all channels.
         timeout_s: How long the broker may take for each answer.
         metrics: Counts events and replies.
 
@@ -78,7 +100,9 @@ async def open_event_channel(
     wanted = Topology([events_exchange(names)], (), ())
     await declare(connection, wanted, timeout_s=timeout_s)
     wire = await connection.open_channel(confirms=True)
-    return EventChannel(connection, wire, names, timeout_s=timeout_s, metrics=metrics)
+    return EventChannel(
+        connection, wire, names, direct=direct, timeout_s=timeout_s, metrics=metrics
+    )
 
 
 class EventChannel:
@@ -90,12 +114,14 @@ class EventChannel:
         wire: aiormq.Channel,
         names: BrokerNames,
         *,
+        direct: DirectReplies,
         timeout_s: float,
         metrics: Metrics,
     ) -> None:
         self._connection = connection
         self._wire = wire
         self._names = names
+        self._direct = direct
         self._timeout_s = timeout_s
         self._metrics = metrics
         self._frames = PublishFrames(connection, wire.number)
@@ -169,7 +195,6 @@ class EventChannel:
             self._render(methods[event.routing_key, event.reply_to is not None], event)
             for event in events
         ]
-        frames += map(self._render_reply, replies)
         if not self._connection.write(b"".join(frames)):
             raise self._unavailable(CONNECTION_LOST)
         try:
@@ -180,15 +205,25 @@ class EventChannel:
             raise self._unavailable(problem) from exc
         for key, count in Counter(event.routing_key for event in events).items():
             self._metrics.events_published.labels(key).inc(count)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_REPLIES_WITHIN_S):
-                await self._until(lambda: not self._unconfirmed)
-        for _ in self._unconfirmed:
-            self._count(ReplyOutcome.UNCONFIRMED)
-        self._unconfirmed.clear()
+        if replies:
+            await self._send_replies(replies)
         found = {key: (exchange, key.encode()) not in self._returned for key in checked}
         self._returned.clear()
         return found
+
+    async def _send_replies(self, events: Sequence[WorkerEvent]) -> None:
+        """Publish the replies of `events`; never raises, because the events were published."""
+        self._connection.write(b"".join(map(self._render_reply, events)))
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REPLIES_WITHIN_S):
+                    await self._until(lambda: not self._unconfirmed)
+        except BrokerUnavailableError:
+            if any((event.reply_to or "").startswith(_DIRECT) for event in events):
+                self._direct.pause()
+        for _ in self._unconfirmed:
+            self._count(ReplyOutcome.UNCONFIRMED)
+        self._unconfirmed.clear()
 
     # --- writing
 
@@ -217,7 +252,9 @@ class EventChannel:
         queue = (event.reply_to or "").encode()
         # A receipt in a queue of bridge would be taken for a message or a command.
         is_own = queue.startswith(f"{self._names.namespace}.".encode())
-        if is_own or not queue or len(queue) > _REPLY_TO_MAX_BYTES:
+        is_direct = (event.reply_to or "").startswith(_DIRECT)
+        is_paused = is_direct and not self._direct.are_allowed
+        if is_own or is_paused or not queue or len(queue) > _REPLY_TO_MAX_BYTES:
             self._count(ReplyOutcome.REFUSED)
         elif not self._may_reply:
             self._count(ReplyOutcome.NOT_PERMITTED)
