@@ -225,6 +225,7 @@ class Pipeline:
         now_s = self._clock.wall_s()
         good: list[_Parsed] = []
         ephemeral: list[Message] = []
+        expired: list[WorkerEvent] = []
         for delivery in deliveries:
             try:
                 parsed = parse_delivery(
@@ -247,24 +248,29 @@ class Pipeline:
             ):
                 self._count(Outcome.EXPIRED)
                 self._note(delivery, Stage.EXPIRED, "before it could be stored")
-                await self._tell_expired(batch, delivery, parsed)
+                expired += expired_events(delivery, parsed, self._clock.read())
             elif parsed.options is not None and parsed.options.is_ephemeral:
                 ephemeral.append(parsed)
             else:
                 good.append((delivery, parsed))
+        if expired:
+            work = partial(self._add_events, expired)
+            await self._with_retries(batch, work, doing="add_event")
         if good:
             await self._store(batch, good)
         if ephemeral:
             await self._announce(ephemeral)
 
-    async def _tell_expired(
-        self, batch: Batch, delivery: Delivery, message: Message
-    ) -> None:
-        events = expired_events(delivery, message, self._clock.read())
-        for event in events:
-            await self._with_retries(
-                batch, partial(self._inbox.add_event, event), doing="add_event"
-            )
+    async def _add_events(self, events: Sequence[WorkerEvent]) -> None:
+        await self._check_events()
+        # Together, because each may wait for the disk.
+        await asyncio.gather(*map(self._inbox.add_event, events))
+
+    async def _check_events(self) -> None:
+        """Raise if no message may be settled now that makes more events for workers."""
+        problem = self._events_problem()
+        if problem is not None:
+            raise StoreUnavailableError("event outbox", problem)
 
     async def _announce(self, messages: Sequence[Message]) -> None:
         """Emit ephemeral messages, after the stored ones of their batch."""
@@ -357,15 +363,14 @@ class Pipeline:
             letter = DeadLetter(_TOO_MANY_RETAINED, attempt_of(delivery))
             await self._dead_letter(batch, delivery, letter)
 
-    def _append(
+    async def _append(
         self, batch: Batch, messages: Sequence[Message]
-    ) -> Awaitable[Sequence[int | None]]:
-        problem = self._events_problem()
-        if problem is not None and any(map(_is_tracked, messages)):
-            raise StoreUnavailableError("event outbox", problem)
+    ) -> Sequence[int | None]:
+        if self._events_problem() is not None and any(map(_is_tracked, messages)):
+            await self._check_events()
         if self._fencing is not None:
-            return self._fencing.append(batch, messages)
-        return self._inbox.append(messages)
+            return await self._fencing.append(batch, messages)
+        return await self._inbox.append(messages)
 
     async def _retry_or_dead_letter(
         self,
@@ -413,6 +418,7 @@ class Pipeline:
         event = dead_event(delivery, reason, at_s=at_s)
         if event is not None:
             publish = partial(self._publish_and_tell, publish, event)
+            await self._with_retries(batch, self._check_events, doing="add_event")
         on_published = partial(self._note_dead_letter, delivery, letter)
         await self._hold(batch, delivery, Outcome.DEAD_LETTER, publish, on_published)
 

@@ -112,6 +112,8 @@ class FakeInbox:
     refused: bytes | None = None
     stored: list[Message] = field(default_factory=list)
     events: list[WorkerEvent] = field(default_factory=list)
+    adding: int = 0
+    added_together: int = 0
     trials: dict[bytes, int] = field(default_factory=dict)
     writes: int = 0  # durable ones that the pipeline waited for
 
@@ -134,9 +136,13 @@ class FakeInbox:
         self.effects += [f"announce {message.data.decode()}" for message in messages]
 
     async def add_event(self, event: WorkerEvent) -> None:
-        """Record an event."""
+        """Record an event; as on a disk, others may be added meanwhile."""
         if self.failures:
             raise self.failures.pop(0)
+        self.adding += 1
+        self.added_together = max(self.added_together, self.adding)
+        await asyncio.sleep(0)
+        self.adding -= 1
         self.events.append(event)
         self.effects.append(f"event {event.routing_key}")
 

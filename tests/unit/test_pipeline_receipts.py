@@ -141,3 +141,31 @@ async def test_tracked_messages_wait_for_room_for_their_events(
         await settling
 
     assert harness.effects == ["store 1", "ack 1", "store 1", "ack 2"]
+
+
+@pytest.mark.parametrize("waiting", [b"{", b"17"])
+async def test_what_is_never_stored_waits_for_room_for_its_event_too(
+    harness: Harness, waiting: bytes
+) -> None:
+    """A producer of invalid or expired messages must not fill the store with events."""
+    message = tracked(1, waiting, expiration=b"0")
+    harness.events_problem = "100,000 events wait"
+    async with asyncio.TaskGroup() as tasks:
+        settling = tasks.create_task(harness.settle([message]))
+        await eventually(lambda: harness.pipeline.is_waiting)
+        assert "100,000 events wait" in str(harness.pipeline.problem)
+        assert harness.inbox.events == []
+        harness.events_problem = None
+        await settling
+
+    assert len(harness.inbox.events) == 1
+
+
+async def test_events_of_expired_messages_are_added_together(harness: Harness) -> None:
+    """Each may wait for the disk, and a batch may hold hundreds."""
+    batch = [tracked(tag, b"17", expiration=b"0") for tag in range(1, 4)]
+
+    await harness.settle(batch)
+
+    assert harness.inbox.added_together == 3
+    assert len(harness.inbox.events) == 3
