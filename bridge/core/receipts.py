@@ -10,6 +10,7 @@ and what a worker is told cannot differ from what the inbox did.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import orjson
 
@@ -17,6 +18,9 @@ from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message
 from bridge.core.message_options import Tracking
 from bridge.enums import PresenceChange, ReceiptOutcome
+
+# The most addresses that the outcome of one message is sent to: of it and of its duplicates.
+ADDRESSES_MAX: Final = 10
 
 
 @dataclass(slots=True)
@@ -224,12 +228,12 @@ def duplicate_tracking(
         duplicate: What the producer of the duplicate wants.
 
     Returns:
-        ``None`` if it will be told already, or if the message is not tracked.
+        ``None`` if it will be told already, if too many are, or if the message is not tracked.
 
     """
     known = list(originals)
     wanted = replace(duplicate, undelivered_after_s=None)
-    if not known or not duplicate.wants_receipt:
+    if not duplicate.wants_receipt or not 0 < len(known) < ADDRESSES_MAX:
         return None
     wanted = replace(wanted, id=known[0].id)
     if wanted in (replace(each, undelivered_after_s=None) for each in known):

@@ -166,8 +166,14 @@ class MemoryReceipts:
             span = self._span(old.message.user, old.offset)
             self._decide(old.message.user, span, self._clock.read(), _REPLACED)
 
-    def settle_due(self) -> None:
-        """Decide about some messages that are due by the passing of time."""
+    def settle_due(self) -> bool:
+        """
+        Decide about some messages that are due by the passing of time.
+
+        Returns:
+            Whether there may be more.
+
+        """
         at = self._clock.read()
         found: dict[tuple[str, int], None] = {}  # duplicates are at one offset
         while self._seconds and self._seconds[0] <= at.now_s and len(found) < _STEP:
@@ -181,10 +187,12 @@ class MemoryReceipts:
             if user in self.open:
                 self._decide(user, self._span(user, offset), at)
             self._early += self.open.get(user, [])[self._span(user, offset)]
-        if len(found) < _STEP:  # all were looked at
-            early, self._early = self._early, []
-            for each in early:
-                self._note_due(each, _receipt(each).tracking)
+        if len(found) >= _STEP:
+            return True
+        early, self._early = self._early, []
+        for each in early:
+            self._note_due(each, _receipt(each).tracking)
+        return False
 
     def sweep(self, oldest_id_s: float) -> None:
         """Forget outcomes from before `oldest_id_s`, and times that are not needed."""

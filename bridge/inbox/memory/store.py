@@ -5,6 +5,7 @@ The epoch is new at each start. So positions from before a restart are recognize
 clients learn that messages may be missing.
 """
 
+import asyncio
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import takewhile
@@ -40,6 +41,8 @@ from bridge.inbox.memory.user_log import UserLog
 
 # The most users that one sweep forgets, which takes some milliseconds.
 _FORGET_MAX: Final = 10_000
+# Steps of 1,000 messages that seem due, although most may be delivered already, in one call.
+_DUE_STEPS: Final = 20
 
 
 class MemoryInbox:
@@ -286,7 +289,10 @@ class MemoryInbox:
         self, limit: int, *, max_bytes: int = EVENT_BYTES
     ) -> Sequence[WorkerEvent]:
         """Decide what is due, and return the oldest events."""
-        self._receipts.settle_due()
+        for _ in range(_DUE_STEPS):
+            if not self._receipts.settle_due():
+                break
+            await asyncio.sleep(0)
         return fit_events(self._receipts.pending(limit), max_bytes=max_bytes)
 
     async def confirm_events(self, events: Sequence[WorkerEvent]) -> None:

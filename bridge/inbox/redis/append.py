@@ -37,6 +37,8 @@ from bridge.inbox.redis.scripts.upkeep import CLAIM
 from bridge.inbox.redis.servers import RedisServers
 
 _MICROSECONDS: Final = 1_000_000
+# Of the keys of a user that the script uses (scripts/__init__.py).
+_KINDS: Final = ("m", "i", "s", "k", "v", "w", "o0", "o1", "o2")
 _OPTIONS: Final = attrgetter("options")
 
 
@@ -188,7 +190,7 @@ class BatchAppender:
         keys = [f"{prefix}h"]
         if self._is_cluster:
             keys += (f"{prefix}u", f"{prefix}b:{self._session}")
-            keys += (f"{prefix}{kind}:{user}" for user in users for kind in "miskvwo")
+            keys += (f"{prefix}{kind}:{user}" for user in users for kind in _KINDS)
             keys += (f"{prefix}e", f"{prefix}d")
         return keys
 

@@ -154,6 +154,7 @@ class RedisReceipts:
     ) -> None:
         self.users: dict[str, int] = {}
         self._numbers = count()
+        self._turns = count()
         self._servers = servers
         self._rules = rules
         self._real_s = real_s
@@ -205,6 +206,9 @@ class RedisReceipts:
         if now_s >= self._all_tags_due_s:
             self._all_tags_due_s = now_s + _ALL_TAGS_EVERY_S
             tags = list(range(len(self._servers.prefixes)))
+        if tags:  # a call decides and returns so much, so each begins with another tag
+            first = next(self._turns) % len(tags)
+            tags = tags[first:] + tags[:first]
         # On a single server the report is for all tags.
         groups = [[tag] for tag in tags] if self._is_cluster else [tags]
         polls = (self._poll(each, limit, max_bytes, unwritten_s) for each in groups)

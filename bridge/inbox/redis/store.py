@@ -492,7 +492,6 @@ class RedisInbox:
             repr(now.lowest_s),
             retention.max_messages,
             repr(now.ago(retention.max_age_s)),
-            repr(now.ago(retention.dedupe_s)),
             round(retention.dedupe_s * 1000) + 1,
         )
 

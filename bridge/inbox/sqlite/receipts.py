@@ -14,6 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from math import inf
 from operator import attrgetter
 from sqlite3 import Connection
@@ -27,6 +28,7 @@ from bridge.core.clock_reading import ClockReading
 from bridge.core.message import Message
 from bridge.core.message_options import Tracking
 from bridge.core.receipts import (
+    Receipt,
     WorkerEvent,
     decide,
     due_s,
@@ -92,6 +94,8 @@ class SqliteReceipts:
         self._decided_marks = 0  # of the current transaction
         self._is_loaded = False
         self._due_s = inf  # when time alone decides next, or earlier
+        # Time and row of the last receipt that `settle_due` has looked at.
+        self._due_after: tuple[float, int] = (0.0, 0)
         self._next_id = 1  # of both tables; never used twice, so a handle stays valid
         self._has_added = False  # in the current transaction
         self._has_news = False
@@ -210,8 +214,9 @@ class SqliteReceipts:
                 replaced.append((message.user, old))
                 keyed[place] = offset
         insert(connection, "INSERT INTO receipts", values, columns=5)
+        known: dict[str, dict[str | None, list[Receipt]]] = {}
         for message in duplicates:
-            self._add_duplicate(connection, message)
+            self._add_duplicate(connection, message, known)
         # Last, because it decides about duplicates, too.
         closed = [
             row_id
@@ -260,23 +265,26 @@ class SqliteReceipts:
         start, stop = (2 * _count_below(places, each) for each in (low, high))
         return places[start + 1 : stop : 2]
 
-    def _add_duplicate(self, connection: Connection, message: Message) -> None:
+    def _add_duplicate(
+        self,
+        connection: Connection,
+        message: Message,
+        known: dict[str, dict[str | None, list[Receipt]]],
+    ) -> None:
+        """Note a duplicate; `known` keeps the receipts of each user by the ids of messages."""
         wanted = None if message.options is None else message.options.tracking
         if wanted is None:
             return
-        rows = self._rows(connection, self._places(message.user, 0, _ALL))
-        found = [
-            receipt
-            for _, user, offset, packed in rows
-            if (receipt := unpack_receipt(packed, user=user, offset=offset)).message.id
-            == message.id
-        ]
+        if message.user not in known:
+            known[message.user] = self._receipts_by_id(connection, message.user)
+        found = known[message.user].get(message.id)
         if found:
             first = found[0]
             tracking = duplicate_tracking((each.tracking for each in found), wanted)
             if tracking is not None:
                 row = self._open(connection, first.message, first.offset, tracking)
                 insert(connection, "INSERT INTO receipts", row, columns=5)
+                found.append(replace(first, tracking=tracking))
             return
         event = connection.execute(
             "SELECT event FROM events WHERE message = ? ORDER BY id DESC LIMIT 1",
@@ -285,6 +293,16 @@ class SqliteReceipts:
         if event is not None and wanted.wants_receipt:
             copy = unpack_event(event[0], key=None).copy_for(wanted)
             self.put(connection, [(copy, None)])
+
+    def _receipts_by_id(
+        self, connection: Connection, user: str
+    ) -> dict[str | None, list[Receipt]]:
+        found: dict[str | None, list[Receipt]] = {}
+        rows = self._rows(connection, self._places(user, 0, _ALL))
+        for _, _, offset, packed in rows:
+            receipt = unpack_receipt(packed, user=user, offset=offset)
+            found.setdefault(receipt.message.id, []).append(receipt)
+        return found
 
     def push_out(self, connection: Connection, users: Iterable[str]) -> None:
         """Decide about messages of `users` that are over the limit, before their deletion."""
@@ -308,31 +326,33 @@ class SqliteReceipts:
         if chosen:
             self._decide(connection, self._rows(connection, list(chosen)), chosen)
 
-    def settle_due(
-        self, connection: Connection, after: tuple[float, int]
-    ) -> tuple[float, int] | None:
+    def settle_due(self, connection: Connection) -> bool:
         """
-        Decide about some receipts above `after` that are due by the passing of time.
+        Decide about the next receipts that are due by the passing of time.
+
+        Those that were looked at and are not really due, after a jump of the clock, follow
+        when all others were looked at.
 
         Returns:
-            Time and row of the last one, the next `after`; ``None`` if no more are due.
+            Whether there may be more.
 
         """
         rows: list[Any] = connection.execute(
             f"{SELECT_RECEIPTS} WHERE due_s <= ? AND (due_s, receipts.id) > (?, ?)"
             " ORDER BY due_s, receipts.id LIMIT ?",
-            (self._began.now_s, *after, _STEP),
+            (self._began.now_s, *self._due_after, _STEP),
         ).fetchall()
-        following = None
-        if len(rows) == _STEP:
+        has_more = len(rows) == _STEP
+        self._due_after = (0.0, 0)
+        if has_more:
             row_id = rows[-1][0]
             (at_s,) = connection.execute(
                 "SELECT due_s FROM receipts WHERE id = ?", (row_id,)
             ).fetchone()
-            following = (at_s, row_id)
+            self._due_after = (at_s, row_id)
         self._decide(connection, rows)
         self._due_s = self._next_due_s(connection)
-        return following
+        return has_more
 
     def _next_due_s(self, connection: Connection) -> float:
         row = connection.execute(

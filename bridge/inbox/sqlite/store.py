@@ -52,6 +52,8 @@ T = TypeVar("T")
 _NOT_OPEN: Final = "it is not open yet"
 # Each checks 500 users.
 _FORGET_STEPS: Final = 100
+# Each decides about 500 receipts: those that follow wait until events were published.
+_DUE_STEPS: Final = 4
 
 
 class SqliteInbox:
@@ -361,9 +363,11 @@ class SqliteInbox:
     ) -> Sequence[WorkerEvent]:
         """Decide what is due, and return the oldest events; errors as `append`."""
         receipts = self._writer.receipts
-        after: tuple[float, int] | None = (0.0, 0)
-        while after is not None and receipts.is_due:
-            after = await self._writes.submit(partial(receipts.settle_due, after=after))
+        for _ in range(_DUE_STEPS):
+            if not receipts.is_due or not await self._writes.submit(
+                receipts.settle_due
+            ):
+                break
         if not receipts.pending:
             return ()
         limits = {"limit": limit, "max_bytes": max_bytes}

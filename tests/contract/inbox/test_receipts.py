@@ -16,7 +16,7 @@ import pytest
 
 from bridge.core.message import Message
 from bridge.core.message_options import MessageOptions, Tracking
-from bridge.core.receipts import Receipt, WorkerEvent
+from bridge.core.receipts import ADDRESSES_MAX, Receipt, WorkerEvent
 from bridge.enums import ReceiptOutcome
 from bridge.inbox.contract import Retention
 from bridge.inbox.memory.store import MemoryInbox
@@ -620,6 +620,44 @@ async def test_a_duplicate_after_the_outcome(store: StoreUnderTest) -> None:
     assert event.reply_to == "b"
 
 
+@pytest.mark.parametrize("seconds", [0, 20, 40, 59])
+async def test_a_duplicate_long_after_the_outcome(
+    store: StoreUnderTest, seconds: float
+) -> None:
+    """It gets the outcome as long as its id is remembered."""
+    await store.inbox.append([tracked(store, message_id="m1", key="k")])
+    await store.inbox.append([tracked(store, message_id="m2", key="k")])
+    assert told(await take(store)) == [("replaced", "m1")]
+    store.advance(seconds)
+    await store.inbox.append([tracked(store, message_id="m3", key="k")])
+    assert told(await take(store)) == [("replaced", "m2")]
+
+    again = [tracked(store, message_id=each, reply_to="b") for each in ("m2", "m1")]
+    assert await store.inbox.append(again) == [None, None]
+
+    events = await take(store)
+    assert told(events) == [("replaced", "m2"), ("replaced", "m1")]
+
+
+async def test_many_duplicates_of_one_message(store: StoreUnderTest) -> None:
+    """A producer that publishes with another address each time fills no store."""
+    addresses = [f"q{number}" for number in range(ADDRESSES_MAX + 5)]
+    for reply_to in addresses[:3]:
+        message = tracked(store, message_id="m1", reply_to=reply_to, ttl_s=5)
+        await store.inbox.append([message])
+    rest = [
+        tracked(store, message_id="m1", reply_to=reply_to, ttl_s=5)
+        for reply_to in addresses[3:]
+    ]
+    await store.inbox.append(rest)
+    store.advance(6)
+
+    events = await take(store)
+
+    assert {each.reply_to for each in events} == set(addresses[:ADDRESSES_MAX])
+    assert len(events) == ADDRESSES_MAX
+
+
 async def test_a_duplicate_in_one_batch(store: StoreUnderTest) -> None:
     """It does not matter in which batch it comes."""
     batch = [
@@ -812,6 +850,64 @@ async def test_many_messages_are_due_at_once(store: StoreUnderTest) -> None:
     events = await take(store)
 
     assert len({event.id for event in events}) == len(events) == 2700
+
+
+async def test_one_poll_decides_about_a_part_of_what_is_due(tmp_path: Path) -> None:
+    """After a long stop all is due at once; events are published while the rest waits."""
+    clock = Clock()
+    retention = Retention(max_messages=1000, max_age_s=1000, dedupe_s=60)
+    for name in ("sqlite", "redis"):
+        folder = tmp_path / name
+        folder.mkdir()
+        inbox = STORES[name](retention, clock=clock.steady, folder=folder)
+        await inbox.open()
+        store = StoreUnderTest(inbox, clock)
+        for user in ("ann", "bob", "eve"):
+            batch = [tracked(store, user=user, ttl_s=10) for _ in range(1000)]
+            await inbox.append(batch)
+        store.advance(11)
+
+        await inbox.pending_events(1)
+        waiting, _ = await inbox.events_depth()
+        assert 0 < waiting <= 2000
+        events = await take(store)
+        assert len({event.id for event in events}) == len(events) == 3000
+        await inbox.close()
+
+
+async def test_one_poll_adds_few_events_with_large_data(store: StoreUnderTest) -> None:
+    """Redis does nothing else while it copies the data of late messages."""
+    data = b'"%b"' % (b"x" * 250_000)
+    for _ in range(12):
+        await store.inbox.append([tracked(store, data, undelivered_after_s=10)])
+    store.advance(11)
+
+    await store.inbox.pending_events(1)
+    waiting, _ = await store.inbox.events_depth()
+
+    if store.inbox.description.startswith("redis"):
+        assert waiting == 5  # together more than a megabyte
+    assert len(await take(store)) == 12
+
+
+async def test_what_was_delivered_in_time_does_not_delay_what_was_not() -> None:
+    """In memory, thousands of times may be noted of messages that are delivered by now."""
+    clock = Clock()
+    retention = Retention(max_messages=100, max_age_s=1000, dedupe_s=60)
+    store = StoreUnderTest(MemoryInbox(retention, clock=clock.steady), clock)
+    for number in range(30):
+        user = f"user {number}"
+        batch = [
+            tracked(store, user=user, undelivered_after_s=10, wants_receipt=False)
+            for _ in range(100)
+        ]
+        await store.inbox.append(batch)
+        store.inbox.mark_delivered(user, 100)
+    late = tracked(store, message_id="m1", undelivered_after_s=10)
+    await store.inbox.append([late])
+    store.advance(11)
+
+    assert told(await store.inbox.pending_events(10)) == [("undelivered", "m1")]
 
 
 async def test_polls_after_a_jump_of_the_wall_clock(store: StoreUnderTest) -> None:

@@ -32,11 +32,11 @@ local most, oldest, oldest_id = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(A
 local candidate, publish = ARGV[5], ARGV[8]
 local max_retained = tonumber(ARGV[9])
 local fences_end = 11 + 2 * tonumber(ARGV[11])
-local asked_end = fences_end + 8 + 2 * tonumber(ARGV[fences_end + 8])
+local asked_end = fences_end + 7 + 2 * tonumber(ARGV[fences_end + 7])
 local batch_key = ARGV[asked_end + 1] .. 'b:' .. ARGV[6]
 -- Time decides nothing here, because other bridges may have marks that are not written.
 local rules, asked = rules_from(fences_end + 1, tonumber(ARGV[1]), math.huge), {}
-for k = fences_end + 9, asked_end, 2 do asked[tonumber(ARGV[k])] = ARGV[k + 1] end
+for k = fences_end + 8, asked_end, 2 do asked[tonumber(ARGV[k])] = ARGV[k + 1] end
 local out, had, failure, stored, trimmed = {}, nil, nil, false, 0
 
 local before = call('GET', batch_key)
@@ -103,13 +103,18 @@ local function settle_before_trim(p, user, ...)
 end
 
 local function note_receipts(p, user, before, results)
+  local duplicates = {}
   for k = 1, #results do
     local receipt, offset = asked[before + k], tonumber(results[k])
     if receipt and offset > 0 then
       add_receipt(p, user, offset, receipt)
     elseif receipt and offset == 0 then
-      add_duplicate(p, user, receipt)
+      table.insert(duplicates, receipt)
     end
+  end
+  if duplicates[1] then
+    local known = receipts_by_id(p, user)
+    for _, receipt in ipairs(duplicates) do add_duplicate(p, user, receipt, known) end
   end
   settle(p, user, rules, '-inf')
 end
@@ -228,7 +233,7 @@ while i <= #ARGV do
       failure = results
       results = {}
       for k = 1, count do results[k] = 'x' end
-    elseif has_keys or asked_end > fences_end + 8 then
+    elseif has_keys or asked_end > fences_end + 7 then
       -- Only a bug makes it fail. The messages stay stored, and a retry does not note receipts.
       local noted, problem = pcall(note_receipts, p, user, #out, results)
       if not noted then failure = problem end

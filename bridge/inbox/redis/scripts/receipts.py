@@ -8,12 +8,15 @@ elements of the sorted sets; a receipt begins with: taken, deadline, late (inf =
 
 from typing import Final
 
+from bridge.core.receipts import ADDRESSES_MAX
 from bridge.inbox.redis.scripts.reading import VIEW
 from bridge.inbox.redis.scripts.script import Script
 
-# Needs VIEW. Rules are seven arguments: now, steady, lowest, message limit, oldest time of
-# messages and of ids, and how long outcomes are kept for duplicates (ms).
+# Needs VIEW. Rules are six arguments: now, steady, lowest, message limit, oldest time of
+# messages, and how long outcomes are kept for duplicates (ms).
 SETTLE: Final = """
+-- Events that this call has added, and their bytes: they bound how long the server is busy.
+local added, added_bytes = 0, 0
 local DELIVERED, EXPIRED, TRIMMED, REPLACED, UNDELIVERED = 0, 1, 2, 3, 5
 -- Time decides what was due `behind` seconds before `at`.
 local function rules_from(i, at, behind)
@@ -21,7 +24,7 @@ local function rules_from(i, at, behind)
   return {
     at = at, now = now, steady = tonumber(ARGV[i + 1]),
     lowest = ARGV[i + 2] - ARGV[i] + now, most = tonumber(ARGV[i + 3]),
-    oldest = tonumber(ARGV[i + 4]), oldest_id = ARGV[i + 5], kept_ms = ARGV[i + 6],
+    oldest = tonumber(ARGV[i + 4]), kept_ms = tonumber(ARGV[i + 5]),
   }
 end
 local function has_passed(rules, taken, time)
@@ -33,18 +36,20 @@ local function put_event(p, element)
   local number = tonumber(call('HMGET', p .. 'h', '\\1events')[1] or 0) + 1
   call('ZADD', p .. 'e', number, element)
   call('HSET', p .. 'h', '\\1events', number)
+  added, added_bytes = added + 1, added_bytes + #element
   return number
 end
+-- A hash ends as a whole. So there are three, each for the outcomes of one span of time.
+local function outcomes_key(p, user, span) return p .. 'o' .. span .. ':' .. user end
 local function tell(p, user, receipt, outcome, rules, data)
-  local taken, _, _, flags = struct.unpack('<dddB', receipt)
+  local taken, _, _, flags, id_length = struct.unpack('<dddBH', receipt)
   local is_old = taken < rules.oldest and 1 or 0
   local element = 'D' .. struct.pack('<dBBHH', rules.at, outcome, is_old, #user, #receipt)
     .. user .. receipt .. data
   put_event(p, element)
   if outcome ~= UNDELIVERED and flags >= 2 then
-    local key = p .. 'o:' .. user
-    call('ZADD', key, rules.at, element)
-    call('ZREMRANGEBYSCORE', key, '-inf', '(' .. rules.oldest_id)
+    local key = outcomes_key(p, user, math.floor(rules.at * 1000 / rules.kept_ms) % 3)
+    call('HSET', key, string.sub(receipt, 30, 29 + id_length), element)
     call('PEXPIRE', key, rules.kept_ms)
   end
 end
@@ -103,7 +108,9 @@ end
 """
 
 # Needs SETTLE.
-ADD: Final = """
+ADD: Final = (
+    f"local ADDRESSES_MAX = {ADDRESSES_MAX}"
+    + """
 local function parts_of(receipt)
   local _, _, _, flags, id_length, tracking_length = struct.unpack('<dddBHH', receipt)
   local id_end = 29 + id_length
@@ -114,40 +121,58 @@ local function add_receipt(p, user, offset, receipt)
   call('ZADD', p .. 'w:' .. user, offset, receipt)
   call('ZADD', p .. 'd', math.min(deadline, late), offset .. ' ' .. user)
 end
-local function add_duplicate(p, user, receipt)
-  local key = p .. 'w:' .. user
+-- Returns the receipts of a user, and their offsets, by the ids of the messages.
+local function receipts_by_id(p, user)
+  local found = {}
+  local got = call('ZRANGEBYSCORE', p .. 'w:' .. user, '-inf', '+inf', 'WITHSCORES')
+  for k = 1, #got, 2 do
+    local flags, id = parts_of(got[k])
+    if flags >= 2 then
+      found[id] = found[id] or {offset = got[k + 1]}
+      table.insert(found[id], got[k])
+    end
+  end
+  return found
+end
+local function last_outcome(p, user, id)
+  local last, last_at
+  for span = 0, 2 do
+    local element = call('HGET', outcomes_key(p, user, span), id)
+    local at = element and struct.unpack('<d', element, 2)
+    if at and not (last_at and last_at > at) then last, last_at = element, at end
+  end
+  return last
+end
+local function add_duplicate(p, user, receipt, known)
   local flags, id, head_end = parts_of(receipt)
   local address = string.sub(receipt, head_end + 1)
   if flags % 2 == 0 then return end
-  local original, offset
-  local got = call('ZRANGEBYSCORE', key, '-inf', '+inf', 'WITHSCORES')
-  for k = 1, #got, 2 do
-    local other_flags, other_id, other_end = parts_of(got[k])
-    if other_flags >= 2 and other_id == id then
-      if other_flags % 2 == 1 and string.sub(got[k], other_end + 1) == address then return end
-      original, offset = got[k], got[k + 1]
+  local open = known[id]
+  if open then
+    for _, other in ipairs(open) do
+      local other_flags, _, other_end = parts_of(other)
+      if other_flags % 2 == 1 and string.sub(other, other_end + 1) == address then return end
     end
-  end
-  if original then
-    local _, _, original_end = parts_of(original)
-    call('ZADD', key, offset, string.sub(original, 1, 16) .. struct.pack('<dB', math.huge, 3)
-      .. string.sub(original, 26, original_end) .. address)
+    if #open >= ADDRESSES_MAX then return end
+    local _, _, original_end = parts_of(open[1])
+    local more = string.sub(open[1], 1, 16) .. struct.pack('<dB', math.huge, 3)
+      .. string.sub(open[1], 26, original_end) .. address
+    call('ZADD', p .. 'w:' .. user, open.offset, more)
+    table.insert(open, more)
     return
   end
-  got = call('ZRANGEBYSCORE', p .. 'o:' .. user, '-inf', '+inf')
-  for k = #got, 1, -1 do
-    local at, outcome, is_old, user_length = struct.unpack('<dBBH', got[k], 2)
-    local told = string.sub(got[k], 16 + user_length)
-    local _, told_id, told_end = parts_of(told)
-    if told_id == id then
-      told = string.sub(told, 1, told_end) .. address
-      put_event(p, 'D' .. struct.pack('<dBBHH', at, outcome, is_old, #user, #told)
-        .. user .. told)
-      return
-    end
+  local element = last_outcome(p, user, id)
+  if element then
+    local at, outcome, is_old, user_length = struct.unpack('<dBBH', element, 2)
+    local told = string.sub(element, 16 + user_length)
+    local _, _, told_end = parts_of(told)
+    told = string.sub(told, 1, told_end) .. address
+    put_event(p, 'D' .. struct.pack('<dBBHH', at, outcome, is_old, #user, #told)
+      .. user .. told)
   end
 end
 """
+)
 
 # ARGV: prefix, element. Adds an event to the outbox.
 PUT_EVENT: Final = Script(VIEW + SETTLE + "put_event(ARGV[1], ARGV[2])\nreturn 1")
@@ -162,13 +187,13 @@ POLL: Final = Script(
     VIEW
     + SETTLE
     + """
-local PAGE, PAGES_MAX = 100, 20
-local session, reports = ARGV[8], ARGV[12]
+local PAGE, LOOKS_MAX, ADDED_BYTES_MAX, READ = 100, 1000, 1048576, 50
+local session, reports = ARGV[7], ARGV[11]
 -- Returns the server's time, and for how long a bridge has not written what it knows.
 local function report()
-  local unwritten, gone, time = tonumber(ARGV[13]), tonumber(ARGV[15]), call('TIME')
+  local unwritten, gone, time = tonumber(ARGV[12]), tonumber(ARGV[14]), call('TIME')
   local now = time[1] + time[2] / 1000000
-  call('ZADD', reports, (tonumber(ARGV[14]) or now) - unwritten, session)
+  call('ZADD', reports, (tonumber(ARGV[13]) or now) - unwritten, session)
   call('ZREMRANGEBYSCORE', reports, '-inf', now - gone)
   local got = call('ZRANGEBYSCORE', reports, '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, 2)
   local other = got[1] == session and 4 or 2
@@ -178,17 +203,42 @@ end
 local server, behind = report()
 local at = tonumber(ARGV[1])
 local rules = rules_from(1, at, behind)
-local max_bytes, size = tonumber(ARGV[11]), 0
+local most, max_bytes, size = tonumber(ARGV[9]), tonumber(ARGV[10]), 0
+local looks = LOOKS_MAX
+-- Returns the oldest events, each followed by its number.
+local function read_events(p)
+  local events, after, is_full = {}, '-inf', false
+  repeat
+    local count = math.min(READ, most - #events / 2)
+    local found =
+      call('ZRANGEBYSCORE', p .. 'e', after, '+inf', 'WITHSCORES', 'LIMIT', 0, count)
+    for k = 1, #found, 2 do
+      size = size + #found[k]
+      is_full = #events > 0 and size > max_bytes
+      if is_full then break end
+      table.insert(events, found[k])
+      table.insert(events, found[k + 1])
+      after = '(' .. found[k + 1]
+    end
+  until is_full or #found < 2 * READ
+  return events
+end
 local out = {string.format('%.6f', server)}
-for i = 16, #ARGV do
+for i = 15, #ARGV do
   local p = ARGV[i]
-  local due, pages = p .. 'd', 0
-  -- After a jump of the clock, those that are not really due may be more than one poll looks at.
+  local due, is_done = p .. 'd', false
+  -- Those that are due, or after a jump of the clock seem so, may be more than one poll looks at.
   local skipped = call('HMGET', p .. 'h', '\\1skipped')[1]
   local skip = tonumber(skipped or 0)
-  repeat
+  while not is_done and looks > 0 and added_bytes < ADDED_BYTES_MAX do
     local found = call('ZRANGEBYSCORE', due, '-inf', rules.now, 'LIMIT', skip, PAGE)
+    is_done = #found < PAGE
     for _, member in ipairs(found) do
+      if added_bytes >= ADDED_BYTES_MAX then
+        is_done = false
+        break
+      end
+      looks = looks - 1
       local offset, user = string.match(member, '^(%d+) (.*)$')
       settle(p, user, rules, offset, offset)
       -- One without receipts is left over.
@@ -198,25 +248,18 @@ for i = 16, #ARGV do
         skip = skip + 1
       end
     end
-    pages = pages + 1
-  until #found < PAGE or pages == PAGES_MAX
-  if pages == PAGES_MAX then
-    call('HSET', p .. 'h', '\\1skipped', skip)
-  elseif skipped then
+  end
+  if is_done and skipped then
     call('HDEL', p .. 'h', '\\1skipped')
+  elseif not is_done and skip > 0 then
+    call('HSET', p .. 'h', '\\1skipped', skip)
   end
   local count, events = call('ZCARD', p .. 'e'), {}
   if count > 0 and size < max_bytes then
     local holder = call('GET', p .. 'x')
     if not holder or holder == session or not call('ZSCORE', reports, holder) then
-      call('SET', p .. 'x', session, 'PX', ARGV[9])
-      local found =
-        call('ZRANGEBYSCORE', p .. 'e', '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[10])
-      for k = 1, #found, 2 do
-        size = size + #found[k]
-        if k > 1 and size > max_bytes then break end
-        events[k], events[k + 1] = found[k], found[k + 1]
-      end
+      call('SET', p .. 'x', session, 'PX', ARGV[8])
+      events = read_events(p)
     end
   end
   out[#out + 1] = {call('ZCARD', due), count, events}

@@ -16,7 +16,7 @@ MARK: Final = Script(
     + SETTLE
     + """
 local out = {}
-for i = 8, #ARGV, 5 do
+for i = 7, #ARGV, 5 do
   local p, user, offset = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 3])
   local epoch, last, delivered, reason, forgotten, upto, gone = head_of(p, user)
   offset = math.min(offset, last)
@@ -105,7 +105,7 @@ SWEEP: Final = Script(
     + TRIM
     + SETTLE
     + IS_OVER
-    + f"local STEP = {FORGOTTEN_STEP}"
+    + f"local STEP, ADDED_MAX, ADDED_BYTES_MAX = {FORGOTTEN_STEP}, 1000, 1048576"
     + """
 -- Time decides nothing here, because other bridges may have marks that are not written.
 local rules = rules_from(11, tonumber(ARGV[11]), math.huge)
@@ -121,6 +121,7 @@ local function drop_expired(user)
 end
 local low = ARGV[2] == '' and '-' or '(' .. ARGV[2]
 local users = call('ZRANGEBYLEX', p .. 'u', low, '+', 'LIMIT', 0, count)
+local done = 0
 for _, user in ipairs(users) do
   local list, ids = p .. 'm:' .. user, p .. 'i:' .. user
   local epoch, last, delivered, reason, forgotten, upto, gone = head_of(p, user)
@@ -150,11 +151,13 @@ for _, user in ipairs(users) do
     local known = tonumber(call('HMGET', p .. 'h', '\\1forgotten')[1] or 0)
     if above > known then call('HSET', p .. 'h', '\\1forgotten', above) end
   end
+  done = done + 1
+  if added > ADDED_MAX or added_bytes > ADDED_BYTES_MAX then break end
 end
 local lost = call('HMGET', p .. 'h', '\\1lost')[1]
 if lost and lost ~= '' and tonumber(lost) < oldest then
   call('HSET', p .. 'h', '\\1lost', '')
 end
-return #users == count and users[count] or ''
+return (done == count or done < #users) and users[done] or ''
 """
 )

@@ -116,7 +116,7 @@ def test_a_mark_that_moves_during_a_transaction_counts_before_later_times() -> N
         now_s = 1000.9
         assert receipts.note_mark("ann", 1)
         now_s = 1001.2
-        receipts.settle_due(connection, after=(0.0, 0))
+        receipts.settle_due(connection)
         receipts.after_commit()
         receipts.begin(connection)
 
@@ -149,7 +149,7 @@ def test_a_mark_counts_if_a_transaction_begins_while_it_reads_the_clock() -> Non
         receipts.begin(connection)
         has_begun.set()
         marking.join()
-        receipts.settle_due(connection, after=(0.0, 0))
+        receipts.settle_due(connection)
         receipts.after_commit()
         receipts.begin(connection)
 
