@@ -5,14 +5,18 @@ For each tag with users, a bridge has a session with a lease, which it renews as
 When the lease of a session is over, any bridge ends it: its users leave, as if their windows had
 closed. A bridge whose session has ended, or that cannot know what the server has stored, begins
 another one and notes all of its users again. So an outage, a failover that loses writes, and a
-bridge that stood still need no rules of their own. Only users who have left are not noted again:
-a bridge remembers them until they must be offline, and notes that they left if the server may
-have lost it. A session that goes on shows that nothing was lost; otherwise the epoch tells.
+bridge that stood still need no rules of their own.
+
+Users who have left must be noted again, too, if the server has lost that they left. So a bridge
+remembers them until they must be offline, and names them when it begins a session. Most sessions
+end without a loss, and then some of these users were reported offline already. So the script
+ignores them unless the epoch has changed since the last call, or is empty: after `FLUSHALL` there
+is none until a message of the tag is stored, and it cannot show another loss.
 """
 
 import asyncio
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from math import ceil, inf
@@ -39,7 +43,7 @@ _UNUSED_MS: Final = 7 * 86_400_000
 # Of one server in one call. It bounds how long the server is busy when a bridge has ended.
 _TAGS_PER_CALL: Final = 16
 
-# In place of the number of windows: the user left, and the server may have lost that.
+# In place of the number of windows: the user left before the session began.
 _LEFT: Final = -1
 
 # For each user the name and the number of windows.
@@ -62,10 +66,9 @@ class _TagPresence:
         session: The name of its session; empty if it has none, or does not know its state.
         calls: How many calls the session has made.
         seq: The last one that it has seen.
-        epoch: At the last call; ``None`` before the first.
+        epoch: At the last call that was done; ``None`` before the first.
         left: Users whose last window here has closed, and since when by real time, the earliest
             first. They are forgotten when they must be offline.
-        has_lost: Whether the server may have lost that one of them left.
 
     """
 
@@ -74,33 +77,15 @@ class _TagPresence:
     seq: int = 0
     epoch: bytes | None = None
     left: dict[str, float] = field(default_factory=dict)
-    has_lost: bool = False
 
-    def note_epoch(self, epoch: bytes, real_s: float, *, has_kept: bool) -> None:
-        """
-        Note the epoch, which changes whenever the server may have lost writes.
-
-        After `FLUSHALL` it is empty until a message of the tag is stored, and cannot show another
-        loss.
-
-        Args:
-            epoch: As the server has replied; it may be empty.
-            real_s: The real time.
-            has_kept: Whether the server is known to have noted all who left.
-
-        """
-        if has_kept:
-            self.has_lost = False
-        elif (
-            self.left and self.epoch is not None and (epoch != self.epoch or not epoch)
-        ):
-            self.has_lost = True
-            self.remember_longer(real_s)
-        self.epoch = epoch
-
-    def remember_longer(self, real_s: float) -> None:
-        """Let the time until users must be offline begin now."""
+    def begin_session(self, real_s: float) -> _Users:
+        """Begin another session; return the users who have left, to be noted with it."""
+        self.session, self.calls = secrets.token_hex(6), 0
+        if self.epoch is None:  # no call has noted them as online
+            return ()
+        # If the server has lost them, the time until they are offline begins now.
         self.left = dict.fromkeys(self.left, real_s)
+        return [argument for user in self.left for argument in (user, _LEFT)]
 
     def forget_before(self, left_s: float) -> None:
         """Forget users who have left before this time."""
@@ -157,10 +142,6 @@ class RedisPresence:
             self._poll_due_s = real_s + self._timing.presence_poll_s
             for tag in range(len(self._tags)):
                 users.setdefault(tag, [])
-        for tag, of_tag in users.items():
-            if self._tags[tag].has_lost:
-                for user in self._tags[tag].left:
-                    of_tag.extend((user, _LEFT))
         tags, size = list(users), self._tags_per_call
         parts = [tags[start : start + size] for start in range(0, len(tags), size)]
         calls = (
@@ -200,13 +181,14 @@ class RedisPresence:
             round(self._timing.presence_poll_s * 1000) * _MISSED_POLLS,
             _UNUSED_MS,
         ]
-        sessions: list[str] = []
+        sessions, real_s = list[str](), self._clock.real_s()
         for tag, of_tag in users.items():
-            known, count = self._tags[tag], len(of_tag) // 2
-            if of_tag and not known.session:
-                known.session, known.calls = secrets.token_hex(6), 0
-            arguments += (self._servers.prefixes[tag], known.session)
-            arguments += (known.calls, known.seq, count, *of_tag)
+            known = self._tags[tag]
+            must_begin = not known.session and (of_tag or known.left)
+            left = known.begin_session(real_s) if must_begin else ()
+            arguments += (self._servers.prefixes[tag], known.session, known.calls)
+            arguments += (known.seq, known.epoch or b"", (len(of_tag) + len(left)) // 2)
+            arguments += (*of_tag, *left)
             # Until the reply it is not known whether the session has made this call.
             sessions.append(known.session)
             known.session = ""
@@ -215,33 +197,22 @@ class RedisPresence:
                 NOTE_PRESENCE, next(iter(users)), *arguments
             )
         except StoreUnavailableError:
-            return self._note_failure(users)
+            return set(users)
         except RefusedByRedisError:  # a bug, or a limit of the server
             log.exception("inbox.presence_refused")
-            return self._note_failure(users)
-        real_s, over = self._clock.real_s(), set[int]()
+            return set(users)
+        over = set[int]()
         for tag, session, (added, epoch, seq) in zip(
             users, sessions, replies, strict=True
         ):
             known = self._tags[tag]
             known.seq = max(known.seq, seq)
-            has_kept = False
             if added < 0:
                 over.add(tag)
-            else:
-                # A session goes on only if the server has all of its calls.
-                has_kept = known.has_lost or (session != "" and known.calls > 0)
-                known.session, known.calls = session, known.calls + 1
-            known.note_epoch(epoch, real_s, has_kept=has_kept)
+                continue
+            known.session, known.calls, known.epoch = session, known.calls + 1, epoch
             # The second time is for the next poll, and for the event to be published.
-            known.forget_before(real_s - debounce_s - self._timing.gone_s)
+            known.forget_before(self._clock.real_s() - debounce_s - self._timing.gone_s)
             if added > 0:
                 self._on_event(tag)
         return over
-
-    def _note_failure(self, tags: Collection[int]) -> set[int]:
-        """Note that the state of these tags is not known; the call may have been done."""
-        real_s = self._clock.real_s()
-        for tag in tags:
-            self._tags[tag].remember_longer(real_s)
-        return set(tags)

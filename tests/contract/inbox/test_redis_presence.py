@@ -335,6 +335,44 @@ async def test_users_who_left_before_a_second_loss_are_reported(
         assert await fleet.reported() == []
 
 
+async def test_users_who_left_before_an_outage_that_ends_with_two_losses_are_reported(
+    fleet: UsersFleet,
+) -> None:
+    """The time until they must be offline begins with the first session after the outage."""
+    async with fleet.bridge() as one:
+        await fleet.come(ben=one)
+        await fleet.leave(ben=one)
+        fleet.advance(DEBOUNCE_S + 60)
+        for _ in range(2):
+            assert await fleet.delete(f"{fleet.namespace}/0:*")
+            assert await fleet.reported() == []
+        assert await fleet.reported_after(DEBOUNCES) == offline("ben")
+
+
+async def test_a_session_that_ends_without_a_loss_reports_no_user_again(
+    fleet: UsersFleet,
+) -> None:
+    """The bridge stood still, and remembers a user whom the server has reported since."""
+    async with fleet.bridge() as one:
+        await one.inbox.append([message("ben", b"{}")])
+        await fleet.come(ben=one)
+        await fleet.leave(ben=one)
+        assert await fleet.reported_after(DEBOUNCES) == offline("ben")
+        assert await fleet.reported_after(LEASES) == []
+        assert await fleet.delete(f"{fleet.namespace}/0:{{*}}:{DEBOUNCES}") == 0
+        assert await fleet.reported() == []
+
+
+async def test_a_window_that_was_closed_before_the_first_call_is_not_reported(
+    fleet: UsersFleet,
+) -> None:
+    """The bridge does not know the epoch yet; its user may never have been online."""
+    async with fleet.bridge() as one:
+        await one.inbox.append([message("ben", b"{}")])
+        await fleet.leave(ben=one)
+        assert await fleet.delete(f"{fleet.namespace}/0:{{*}}:{DEBOUNCES}") == 0
+
+
 async def test_the_first_message_after_a_loss_reports_no_user_again(
     fleet: UsersFleet,
 ) -> None:

@@ -20,12 +20,13 @@ end
 
 # ARGV: now (ms), debounce (ms), lease of a session (ms), how long a poll of the tag counts (ms),
 # how long data stay that no bridge uses (ms); then for each tag: prefix, session (empty = none),
-# number of its last call (0 = none), the last `seq` that the bridge knows, number of users, and for
-# each its name and how many windows the session has (-1 = it left, and the server may have lost
-# that; it stays online until all bridges have polled the tag). Returns for each tag how many events
-# it has added, its epoch and its last `seq`. Instead of the events -1 if the session is not as its
-# last call has left it: its lease is over, or the server has lost writes. Then nothing was done,
-# and another session must note all of its users.
+# number of its last call (0 = none), the last `seq` that the bridge knows, the epoch of its last
+# call, number of users, and for each its name and how many windows the session has (-1 = it left
+# before the session; if the epoch shows that the server may have lost that, it stays online until
+# all bridges have polled the tag). Returns for each tag how many events it has added, its epoch and
+# its last `seq`. Instead of the events -1 if the session is not as its last call has left it: its
+# lease is over, or the server has lost writes. Then nothing was done, and another session must note
+# all of its users.
 NOTE_PRESENCE: Final = Script(
     VIEW
     + SETTLE
@@ -33,11 +34,12 @@ NOTE_PRESENCE: Final = Script(
     + """
 local OFFLINE_MAX = 500
 local now, debounce_ms, lease_ms, poll_ms, unused_ms = unpack(ARGV, 1, 5)
-local function note(p, session, known, seen, i, count)
+local function note(p, session, known, seen, seen_epoch, i, count)
   local holders, leaving, sessions = p .. 'p', p .. 'q', p .. 'l'
   local added, has_left, wait_ms = 0, false, debounce_ms
   local got = call('HMGET', p .. 'h', '\\1presence', '')
   local last, epoch = tonumber(got[1] or 0), got[2] or ''
+  local has_lost = epoch == '' or epoch ~= seen_epoch
   local seq = string.format('%.0f', math.max(last + 1, seen + 1, tonumber(now)))
   local function add_event(user, windows)
     local number = put_event(p, 'P' .. windows .. ' ' .. now .. ' ' .. seq .. ' ' .. user)
@@ -74,7 +76,8 @@ local function note(p, session, known, seen, i, count)
     elseif windows == 0 and is_noted then
       call('ZREM', p .. 'p:' .. session, user)
       leave(user, session)
-    elseif windows < 0 and held == '' and call('ZADD', leaving, 'NX', seq, user) == 1 then
+    elseif windows < 0 and has_lost and held == ''
+      and call('ZADD', leaving, 'NX', seq, user) == 1 then
       has_left, wait_ms = true, math.max(debounce_ms, poll_ms)
     end
   end
@@ -122,9 +125,9 @@ local function note(p, session, known, seen, i, count)
 end
 local out, i = {}, 6
 while i <= #ARGV do
-  local count = tonumber(ARGV[i + 4])
-  out[#out + 1] = note(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], i + 5, count)
-  i = i + 5 + 2 * count
+  local p, session, known, seen, seen_epoch, count = unpack(ARGV, i, i + 5)
+  out[#out + 1] = note(p, session, known, seen, seen_epoch, i + 6, tonumber(count))
+  i = i + 6 + 2 * count
 end
 return out
 """
