@@ -1,5 +1,5 @@
 """
-Publishes the events of the store for workers: receipts, and what else is on `<ns>.events`.
+Publishes the events of the store for workers, such as receipts, to `<ns>.events`.
 
 The store keeps each event until the broker has confirmed it, so nothing that happens here can
 lose one; a crash between the confirm and its note in the store repeats an event with the same
@@ -103,8 +103,8 @@ class EventPublisher:
         self._is_publishing = False
         self._wake = asyncio.Event()
         self._paused = asyncio.Event()  # nothing is left, or nothing can be published
-        self._measure_at_s = 0.0  # on the monotonic clock, as the next one
-        self._try_at_s = 0.0
+        # Monotonic times of the next measurement and the next publish.
+        self._measure_at_s = self._try_at_s = 0.0
         self._backoff_s = _BACKOFF_FIRST_S
         self._problem: str | None = None
         # By routing key: when it was checked last. Those that have a queue are not here.
@@ -298,9 +298,8 @@ class EventPublisher:
             log.info("events.resumed")
 
     async def _note_failure(self, problem: str, *, has_events: bool) -> None:
-        if (
-            has_events
-        ):  # else part of the store is away, and the rest may have some soon
+        # Without events a part of the store is away, and the rest may have some soon.
+        if has_events:
             self._try_at_s = monotonic() + self._backoff_s
             self._backoff_s = min(self._backoff_s * 2, _BACKOFF_MAX_S)
         if problem != self._problem:  # log it once, not at each attempt

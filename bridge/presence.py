@@ -14,7 +14,7 @@ from bridge.inbox.contract import PresenceStore
 
 # How long changes are collected.
 _COLLECT_S: Final = 0.1
-# The store decides by the time when it is called.
+# Users who stay away become offline only when the store is called.
 _INTERVAL_S: Final = 1.0
 
 

@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 # A tag that was not polled for so many intervals was out of reach for all bridges.
 _MISSED_POLLS: Final = 3
+# Data of a tag that no bridge has used for so long are deleted.
 _UNUSED_MS: Final = 7 * 86_400_000
 # Of one server in one call. It bounds how long the server is busy when a bridge has ended.
 _TAGS_PER_CALL: Final = 16

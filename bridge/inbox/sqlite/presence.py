@@ -27,7 +27,7 @@ class SqlitePresence:
         self._receipts = receipts
         self._clock = clock
         self._presence: LonePresence | None = None  # not read yet
-        self._must_forget = True  # unless presence is on
+        self._must_forget = True  # until `note` shows that presence is on
 
     async def note(
         self, windows: Mapping[str, int], *, debounce_s: float
