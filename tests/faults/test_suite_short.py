@@ -8,7 +8,7 @@ from tests.conftest import SLOW_FACTOR
 from tests.faults.suite.checker import Violation
 from tests.faults.suite.presence_checker import PresenceViolation
 from tests.faults.suite.single_faults import FAULTS
-from tests.faults.suite_process import run_suite
+from tests.faults.suite_process import SuiteResult, run_suite
 from tests.local_node import LocalNode
 
 SHORT_WITHIN_S = 200 * SLOW_FACTOR
@@ -45,7 +45,6 @@ async def test_no_message_is_lost_under_any_kind_of_fault(tmp_path: Path) -> Non
         ("forget_events", "RabbitMQ: cut", 6, Violation.UNREPORTED),
         ("publish_before_commit", "kill -9 at a random", 6, Violation.CHANGED),
         ("forget_late", "and bridge: frozen", 6, Violation.NOT_LATE),
-        ("forget_online", "kill -9 at a random", 1, PresenceViolation.TWICE),
     ],
 )
 async def test_the_checker_detects_a_bridge_with_a_defect(
@@ -62,17 +61,39 @@ async def test_the_checker_detects_a_bridge_with_a_defect(
     The fault is repeated until the defect is found, because a single one may hit a batch that
     the defect does not affect, for example one whose messages have no id.
     """
-    node = tmp_path / "node.json"
-    broker.lend(node)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    result = await run_suite(
-        "--users", "10", "--rate", "120", "--ping", "1", "--mutant", mutant,
-        "--only", fault, "--times", str(times), "--settle", "4", "--probes", "8",
-        "--until", violation, "--node", str(node),
-        folder=folder,
-        within_s=MUTANT_WITHIN_S,
+    result = await run_mutant(
+        broker, tmp_path, "--mutant", mutant, "--only", fault, "--times", str(times),
+        "--until", violation,
     )  # fmt: skip
 
     assert result.code == 1, result.output
     assert result.verdict.violations[violation] > 0, result.output
+
+
+async def test_the_checker_detects_defects_of_presence(
+    broker: LocalNode, tmp_path: Path
+) -> None:
+    """Two in one run: one shows after the fault, the other when users leave at the end."""
+    result = await run_mutant(
+        broker, tmp_path, "--mutant", "forget_online", "--mutant", "skip_debounce",
+        "--only", "kill -9 at a random",
+    )  # fmt: skip
+
+    assert result.code == 1, result.output
+    violations = result.verdict.violations
+    assert violations[PresenceViolation.TWICE] > 0, result.output
+    assert violations[PresenceViolation.FALSE_OFFLINE] > 0, result.output
+
+
+async def run_mutant(broker: LocalNode, tmp_path: Path, *options: str) -> SuiteResult:
+    """Run the suite with few users on the node that all tests share."""
+    node = tmp_path / "node.json"
+    broker.lend(node)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    return await run_suite(
+        "--users", "10", "--rate", "120", "--ping", "1", "--settle", "4",
+        "--probes", "8", "--node", str(node), *options,
+        folder=folder,
+        within_s=MUTANT_WITHIN_S,
+    )  # fmt: skip
