@@ -8,12 +8,15 @@ the present number of windows counts, so a user whose windows come and go costs 
 import asyncio
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 from bridge.inbox.contract import PresenceStore
 
 # How long changes are collected.
 _COLLECT_S: Final = 0.1
+# Users in one write. After an outage of the store, all who have windows are noted.
+_USERS_MAX: Final = 10_000
 # Users who stay away become offline only when the store is called.
 _INTERVAL_S: Final = 1.0
 
@@ -70,7 +73,10 @@ class PresenceReporter:
     async def _write(self) -> bool:
         """Write the changes; return whether the store knows all windows now."""
         self._has_changed.clear()
-        changed, self._changed = self._changed, set()
+        changed = set(islice(self._changed, _USERS_MAX))
+        self._changed -= changed
+        if self._changed:
+            self._has_changed.set()
         windows = {user: self._windows_of(user) for user in changed}
         is_lost = await self._store.note_presence(windows, debounce_s=self._debounce_s)
         if is_lost is not None:

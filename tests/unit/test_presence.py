@@ -107,3 +107,13 @@ async def test_users_whose_state_was_lost_are_noted_again() -> None:
         here.set(ann=0)
         await eventually(lambda: len(here.store.noted) == 3)
         assert here.store.noted[2] == {"ann": 0, "cat": 0, "dan": 1}
+
+
+async def test_many_users_are_noted_in_several_calls() -> None:
+    """The event loop renders an event for each, and a store is busy with them."""
+    async with reporting() as here:
+        here.set(**{f"user{number}": 1 for number in range(25_000)})
+        await eventually(lambda: sum(map(len, here.store.noted)) == 25_000)
+
+        assert max(map(len, here.store.noted)) <= 10_000
+        assert len({user for call in here.store.noted for user in call}) == 25_000

@@ -177,7 +177,9 @@ class BackgroundWrites:
             for start in range(0, len(group), _PART):
                 part = group[start : start + _PART]
                 try:
-                    await self._write_part(tag, part, marks)
+                    while part:
+                        await self._write_part(tag, part, marks)
+                        part = [key for key in part if key in marks]
                 except StoreUnavailableError as exc:
                     failure = failure or exc
                     break  # the next tag may be on another server
@@ -186,7 +188,7 @@ class BackgroundWrites:
     async def _write_part(
         self, tag: int, part: Sequence[MarkKey], marks: dict[MarkKey, int]
     ) -> None:
-        """Write the marks of `part`, and remove them from `marks`."""
+        """Write marks of `part`, at least the first one, and remove them from `marks`."""
         now_s = self._real_s()
         moved: list[tuple[MarkKey, int, float]] = []
         for key in part:
@@ -201,8 +203,9 @@ class BackgroundWrites:
             prefix = self._servers.prefixes[tag_of(user)]
             arguments += (prefix, user, epoch, offset, repr(ago_s))
         counts = await self._servers.run_script(MARK, tag, *arguments)
-        for (key, offset, _), count in zip(moved, counts, strict=True):
-            marks.pop(key, None)
+        for (key, offset, _), count in zip(moved, counts, strict=False):
+            if offset >= marks.get(key, 0):  # the last one
+                marks.pop(key, None)
             left = [each for each in self._timed.pop(key, ()) if each[0] > offset]
             if left:
                 self._timed[key] = left

@@ -241,7 +241,10 @@ class RedisReceipts:
             *self._reports.arguments(at, unwritten_s=unwritten_s()),
             *(self._servers.prefixes[tag] for tag in tags),
         )
-        self._reports.note(at, float(server_s))
+        if (
+            server_s
+        ):  # else there is no memory left, and other bridges write nothing either
+            self._reports.note(at, float(server_s))
         events: list[WorkerEvent] = []
         for tag, (open_count, waiting, elements) in zip(tags, reply, strict=True):
             events += self._note_polled(tag, open_count, waiting, elements)

@@ -6,6 +6,7 @@ inboxes at once. So each bridge sweeps the users, a part of them at each call.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from bridge.clock import SteadyClock
@@ -53,7 +54,8 @@ class RedisSweeper:
         """
         prefixes = self._servers.prefixes
         first = self._servers.for_tag(0).current()
-        await store_clock(self._clock, first, prefixes[0])
+        with suppress(StoreUnavailableError):  # without memory: what follows frees some
+            await store_clock(self._clock, first, prefixes[0])
         await self._check_eviction()
         tags_left = len(prefixes)
         for _ in range(_CALLS_MAX):

@@ -1,21 +1,25 @@
 """Receipts in a fleet: several bridges decide and publish about the same inboxes."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from bridge.core.message import Message
 from bridge.core.message_options import MessageOptions, Tracking
 from bridge.core.receipts import WorkerEvent
+from bridge.errors import StoreUnavailableError
 from bridge.inbox.contract import Retention
-from bridge.inbox.redis.encoding import pack, unpack
+from bridge.inbox.redis.encoding import pack, tag_of, unpack
 from bridge.inbox.redis.store import RedisInbox
 from tests.conftest import eventually
 from tests.contract.inbox.conftest import redis
 from tests.contract.inbox.files import Clock
+from tests.redis_server import RedisServer
 
 RETENTION = Retention(max_messages=100, max_age_s=1000, dedupe_s=60)
 
@@ -119,6 +123,75 @@ async def test_events_of_a_bridge_that_stops_are_published_by_another_one(
             return ids(list(await other.pending_events(9))) == ["ann0.undelivered"]
 
         await eventually(is_there)
+
+
+async def test_marks_of_many_users_are_written_in_several_calls(
+    fleet: Fleet, redis_server: RedisServer
+) -> None:
+    """Thousands of messages may be delivered at once, and the server decides about each."""
+    users = [f"user{number}" for number in range(40)]
+    async with fleet.bridge() as inbox:
+        for user in users:
+            await inbox.follow(user)
+            await inbox.append([fleet.message(number, user) for number in range(100)])
+        await eventually(lambda: set(users) == set(inbox.tracked))
+        before = calls_of(redis_server, "evalsha")
+        for user in users:
+            inbox.mark_delivered(user, 100)
+        await inbox.close()  # writes all marks
+        calls = calls_of(redis_server, "evalsha") - before
+    async with fleet.bridge() as inbox:
+        found = 0
+        while events := await take(inbox):
+            found += sum(event.id.endswith(".delivered") for event in events)
+
+    assert found == 4000
+    assert calls >= 4
+
+
+async def test_without_memory_events_are_published_and_nothing_is_decided(
+    fleet: Fleet, redis_server: RedisServer
+) -> None:
+    """Events that waited for the broker may fill the server; published ones free it."""
+    async with fleet.bridge() as inbox:
+        await inbox.append([fleet.message()])
+        fleet.clock.now_s += 50
+        await inbox.pending_events(0)  # decides
+        await inbox.append([fleet.message(1)])
+        fleet.clock.now_s += 50
+        try:
+            redis_server.command("CONFIG", "SET", "maxmemory", "1")
+            with pytest.raises(StoreUnavailableError, match="OOM"):
+                await inbox.append([fleet.message(2)])
+            assert ids(await take(inbox)) == ["ann0.undelivered"]
+            assert await take(inbox) == []
+        finally:
+            redis_server.command("CONFIG", "SET", "maxmemory", "0")
+
+        assert ids(await take(inbox)) == ["ann1.undelivered"]
+
+
+async def test_without_memory_old_messages_are_deleted(
+    fleet: Fleet, redis_server: RedisServer
+) -> None:
+    """Otherwise a server that is full once would stay full."""
+    async with fleet.bridge() as inbox:
+        await inbox.append([fleet.message()])
+        fleet.clock.now_s += 1001
+        try:
+            redis_server.command("CONFIG", "SET", "maxmemory", "1")
+            await inbox.sweep()
+            key = f"{inbox.prefixes[tag_of('ann')]}m:ann"
+            assert redis_server.command("EXISTS", key) == ":0"
+        finally:
+            redis_server.command("CONFIG", "SET", "maxmemory", "0")
+
+
+def calls_of(server: RedisServer, command: str) -> int:
+    """Return how often the server was asked to run a command."""
+    statistics = server.command("INFO", "commandstats")
+    found = re.search(rf"cmdstat_{command}:calls=(\d+)", statistics)
+    return int(found[1]) if found else 0
 
 
 def test_a_tracked_message_is_recognized_with_any_metadata() -> None:

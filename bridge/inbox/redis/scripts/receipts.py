@@ -15,8 +15,10 @@ from bridge.inbox.redis.scripts.script import Script
 # Needs VIEW. Rules are six arguments: now, steady, lowest, message limit, oldest time of
 # messages, and how long outcomes are kept for duplicates (ms).
 SETTLE: Final = """
--- Events that this call has added, and their bytes: they bound how long the server is busy.
+-- Events that this call has added, and their bytes. Calls end early, because the server does
+-- nothing else meanwhile.
 local added, added_bytes = 0, 0
+local function has_added_enough() return added >= 1000 or added_bytes >= 1048576 end
 local DELIVERED, EXPIRED, TRIMMED, REPLACED, UNDELIVERED = 0, 1, 2, 3, 5
 -- Time decides what was due `behind` seconds before `at`.
 local function rules_from(i, at, behind)
@@ -180,31 +182,37 @@ PUT_EVENT: Final = Script(VIEW + SETTLE + "put_event(ARGV[1], ARGV[2])\nreturn 1
 # ARGV: rules, session, how long the session may keep the events (ms), maximum of events of a tag
 # and of bytes, key of the reports, the report (bridge_reports.py): how long something is not
 # written, the server's time at least (may be empty), after how long another session counts as
-# gone; then the prefix of each tag. Decides what was due before all reports. Returns the server's
-# time, then for each tag the number of messages whose outcome is open, and of events; then
+# gone; then the prefix of each tag. Decides what was due before all reports, unless the server has
+# no memory left: publishing events frees some. Returns the server's time, empty in that case, then for each tag the number of messages whose outcome is open, and of events; then
 # element and number of the oldest events, at least one, unless another session has them.
 POLL: Final = Script(
     VIEW
     + SETTLE
     + """
-local PAGE, LOOKS_MAX, ADDED_BYTES_MAX, READ = 100, 1000, 1048576, 50
+local PAGE, LOOKS_MAX, READ = 100, 1000, 50
 local session, reports = ARGV[7], ARGV[11]
--- Returns the server's time, and for how long a bridge has not written what it knows.
+-- Returns the server's time, for how long a bridge has not written what it knows, and whether the
+-- server has no memory left.
 local function report()
   local unwritten, gone, time = tonumber(ARGV[12]), tonumber(ARGV[14]), call('TIME')
   local now = time[1] + time[2] / 1000000
-  call('ZADD', reports, (tonumber(ARGV[13]) or now) - unwritten, session)
+  local score = (tonumber(ARGV[13]) or now) - unwritten
+  local noted = redis.pcall('ZADD', reports, score, session)
+  local is_full = type(noted) == 'table' and string.find(noted.err, 'OOM', 1, true)
+  if type(noted) == 'table' and not is_full then error(noted.err) end
+  -- Not the first write, which without memory only a command may be that frees some.
   call('ZREMRANGEBYSCORE', reports, '-inf', now - gone)
+  if is_full then call('ZADD', reports, score, session) end
   local got = call('ZRANGEBYSCORE', reports, '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, 2)
   local other = got[1] == session and 4 or 2
   if unwritten >= gone then unwritten = 0 end
-  return now, math.max(unwritten, got[other] and now - got[other] or 0)
+  return now, math.max(unwritten, got[other] and now - got[other] or 0), is_full
 end
-local server, behind = report()
+local server, behind, is_full = report()
 local at = tonumber(ARGV[1])
 local rules = rules_from(1, at, behind)
 local most, max_bytes, size = tonumber(ARGV[9]), tonumber(ARGV[10]), 0
-local looks = LOOKS_MAX
+local looks = is_full and 0 or LOOKS_MAX
 -- Returns the oldest events, each followed by its number.
 local function read_events(p)
   local events, after, is_full = {}, '-inf', false
@@ -223,18 +231,18 @@ local function read_events(p)
   until is_full or #found < 2 * READ
   return events
 end
-local out = {string.format('%.6f', server)}
+local out = {is_full and '' or string.format('%.6f', server)}
 for i = 15, #ARGV do
   local p = ARGV[i]
   local due, is_done = p .. 'd', false
   -- Those that are due, or after a jump of the clock seem so, may be more than one poll looks at.
   local skipped = call('HMGET', p .. 'h', '\\1skipped')[1]
   local skip = tonumber(skipped or 0)
-  while not is_done and looks > 0 and added_bytes < ADDED_BYTES_MAX do
+  while not is_done and looks > 0 and not has_added_enough() do
     local found = call('ZRANGEBYSCORE', due, '-inf', rules.now, 'LIMIT', skip, PAGE)
     is_done = #found < PAGE
     for _, member in ipairs(found) do
-      if added_bytes >= ADDED_BYTES_MAX then
+      if has_added_enough() then
         is_done = false
         break
       end

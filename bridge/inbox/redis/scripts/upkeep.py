@@ -9,8 +9,8 @@ from bridge.inbox.redis.scripts.receipts import SETTLE
 from bridge.inbox.redis.scripts.script import Script
 
 # ARGV: rules (receipts.py), then for each mark prefix, user, epoch of the mark, offset, and how
-# long ago it moved (s). A mark of another epoch is ignored. Returns for each mark how many
-# receipts of the user are open.
+# long ago it moved (s). A mark of another epoch is ignored. Returns for each mark that is done how
+# many receipts of the user are open.
 MARK: Final = Script(
     VIEW
     + SETTLE
@@ -30,6 +30,7 @@ for i = 7, #ARGV, 5 do
     open = call('ZCARD', p .. 'w:' .. user)
   end
   out[#out + 1] = open
+  if has_added_enough() then break end
 end
 return out
 """
@@ -105,7 +106,7 @@ SWEEP: Final = Script(
     + TRIM
     + SETTLE
     + IS_OVER
-    + f"local STEP, ADDED_MAX, ADDED_BYTES_MAX = {FORGOTTEN_STEP}, 1000, 1048576"
+    + f"local STEP = {FORGOTTEN_STEP}"
     + """
 -- Time decides nothing here, because other bridges may have marks that are not written.
 local rules = rules_from(11, tonumber(ARGV[11]), math.huge)
@@ -152,7 +153,7 @@ for _, user in ipairs(users) do
     if above > known then call('HSET', p .. 'h', '\\1forgotten', above) end
   end
   done = done + 1
-  if added > ADDED_MAX or added_bytes > ADDED_BYTES_MAX then break end
+  if has_added_enough() then break end
 end
 local lost = call('HMGET', p .. 'h', '\\1lost')[1]
 if lost and lost ~= '' and tonumber(lost) < oldest then
