@@ -19,6 +19,7 @@ Commands and reports are JSON lines, on standard input and standard output:
     when a process ends                                              -> {"exited": name, "code"}
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -108,8 +109,10 @@ class Keeper:
                     self._report(exited=name, code=code)
 
     def _report(self, **facts: object) -> None:
-        sys.stdout.write(json.dumps(facts) + "\n")
-        sys.stdout.flush()
+        line = json.dumps(facts) + "\n"
+        # A parent that has ended reads nothing; standard input then ends this program.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(sys.stdout.fileno(), line.encode())
 
 
 def main() -> None:

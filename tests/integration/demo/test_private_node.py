@@ -401,3 +401,27 @@ def _listening_addresses(pid: int) -> list[str]:
             if fields[3] == "0A" and fields[9] in inodes:
                 found.append(fields[1])
     return found
+
+
+def test_a_keeper_whose_parent_ends_at_its_start_prints_no_traceback(
+    tmp_path: Path,
+) -> None:
+    """Ctrl-C in the first second of `bridge demo` ended in a BrokenPipeError."""
+    program = Path(bridge.__file__).parent / "demo" / "process_keeper.py"
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", program],
+            env={"TMPDIR": str(tmp_path)},
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=60 * SLOW_FACTOR,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert list(tmp_path.iterdir()) == []
