@@ -135,7 +135,13 @@ async def _follow(client: OperatorClient, job: JobFacts, done: str) -> JobFacts:
 async def _watch(client: OperatorClient, job: JobFacts, done: str) -> JobFacts:
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn(done), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    # Without a terminal, the bar would leave an empty line.
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
         bar = progress.add_task(done, total=job.total)
         pause_s = _FIRST_POLL_S
         while job.state is JobState.RUNNING:
@@ -149,7 +155,8 @@ async def _watch(client: OperatorClient, job: JobFacts, done: str) -> JobFacts:
 def _sentence(job: JobFacts, done: str) -> str:
     text = f"{job.done:,} of {plural(job.total, 'dead letter')} {done}"
     if job.failed:
-        text += f", {job.failed:,} failed and stay in the queue"
+        verb = "remains" if job.failed == 1 else "remain"
+        text += f", {job.failed:,} failed and {verb} in the queue"
     match job.state:
         case JobState.CANCELLED:
             text += "; cancelled, the rest stays in order"

@@ -60,9 +60,9 @@ def migrate_inboxes(
 
     Examples:
 
-        bridge inbox migrate --from sqlite:/var/lib/bridge/inbox.sqlite3 --to redis://store:6379/0
+        bridge inbox migrate --from sqlite:inbox.sqlite3 --to redis://store:6379/0
 
-        BRIDGE_INBOX=rediss://:secret@store:6380 bridge inbox migrate --from sqlite:inbox.sqlite3 --dry-run
+        bridge inbox migrate --from sqlite:inbox.sqlite3 --dry-run
 
     """
     # Only the stores matter here; this machine may have no token secrets.

@@ -18,7 +18,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 from yarl import URL
 
-from bridge.cli.options import ConfigFile
+from bridge.cli.options import ConfigFile, check_url
 from bridge.core.contracts.operator.operation import PAGE_MAX, Page
 from bridge.core.listen_hosts import local_host, unix_path
 from bridge.errors import (
@@ -37,6 +37,7 @@ PageT = TypeVar("PageT", bound=Page[Any])
 # is for a bridge that hangs.
 _TIMEOUT_S: Final = 60.0
 _CONNECT_TIMEOUT_S: Final = 5.0
+_SCHEMES: Final = frozenset({"http", "https"})
 
 Method = Literal["GET", "POST", "DELETE"]
 Query = Mapping[str, str | int | float | bool | Sequence[str] | None]
@@ -92,10 +93,8 @@ class OperatorOptions:
                 if host is None
                 else http_url(host, settings.operator_port)
             )
-        elif unix_path(url) is None and (
-            URL(url).scheme not in {"http", "https"} or not URL(url).host
-        ):
-            raise ConfigError([f"--url: {url!r} is not like http://127.0.0.1:8081"])
+        elif unix_path(url) is None:
+            check_url(url, schemes=_SCHEMES, example="http://127.0.0.1:8081")
         return url.rstrip("/"), token
 
 
@@ -175,7 +174,7 @@ class OperatorClient:
             problem = f"answers {status}; is this a bridge's operator port?"
             return self._unreachable(problem)
         if status in {401, 403}:
-            return ConfigError([f"BRIDGE_OPERATOR_TOKEN: {detail}"])
+            return ConfigError([detail])
         if status == 503:
             return self._unreachable(detail)
         return OperatorRefusedError(status, detail)

@@ -1,10 +1,11 @@
 """Options that several commands share, and a flag for each setting."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import typer
 
@@ -56,18 +57,39 @@ OfUser = Annotated[
 ]
 
 
-def parse_seconds(text: str, *, option: str) -> float:
+def parse_seconds(text: str, *, option: str, allows_zero: bool = True) -> float:
     """
     Parse the value of `option`: seconds, or a duration with its unit.
 
     Raises:
-        ConfigError: If it is neither; the text names the option.
+        ConfigError: If it is neither, or 0 where that is not allowed; the text names the
+            option.
 
     """
     try:
-        return parse_duration_s(text)
+        value_s = parse_duration_s(text)
     except ValueError as exc:
         raise ConfigError([f"{option}: {exc}"]) from exc
+    if not value_s and not allows_zero:
+        raise ConfigError([f"{option}: must be longer than 0"])
+    return value_s
+
+
+def check_url(url: str, *, schemes: Collection[str], example: str) -> None:
+    """
+    Check the value of `--url`.
+
+    Raises:
+        ConfigError: If it is not a URL with one of `schemes`, a host and a possible port.
+
+    """
+    try:
+        parts = urlsplit(url)
+        is_valid = parts.scheme in schemes and parts.hostname and parts.port != 0
+    except ValueError:  # an open bracket, or a port above 65535
+        is_valid = False
+    if not is_valid:
+        raise ConfigError([f"--url: {url!r} is not like {example}"])
 
 
 # --- groups of options

@@ -96,7 +96,8 @@ def publish(
     undelivered_after: Annotated[
         str | None,
         typer.Option(
-            help="Workers are told if the user has not received it in this time, such as 45s."
+            help="Workers are notified if the user has not received it in this time, such as "
+            "45s."
         ),
     ] = None,
     wait: Annotated[
@@ -123,9 +124,9 @@ def publish(
     checked first: nothing is published unless every line is valid. The limits of bridge
     (BRIDGE_MAX_MESSAGE_BYTES, BRIDGE_INBOX_MAX_AGE) are those that are set here.
 
-    Exit status with --wait: 0 delivered, 1 any other outcome or none in time, 2 wrong use,
-    3 the broker cannot be reached, 130 Ctrl-C. Without an outcome the message may still be
-    delivered later.
+    Exit status: 0 confirmed by the broker, 1 refused by it, 2 wrong use, 3 the broker cannot
+    be reached, 130 Ctrl-C. With --wait, 0 means delivered, and 1 any other outcome or none in
+    time; without an outcome the message may still be delivered later.
 
     Examples:
 
@@ -161,9 +162,11 @@ def publish(
         "receipt": receipt or wait is not None or None,
         "undelivered_after": undelivered_after,
     }
-    wait_s = None if wait is None else parse_seconds(wait, option="--wait")
-    if wait_s == 0:
-        raise ConfigError(["--wait: must be longer than 0; omit it not to wait"])
+    wait_s = (
+        None
+        if wait is None
+        else parse_seconds(wait, option="--wait", allows_zero=False)
+    )
     if wait_s is not None and STDIN in {user, data}:
         raise ConfigError(["--wait: is for one message, not for lines of stdin"])
     source = PublishInput(

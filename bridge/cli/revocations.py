@@ -13,12 +13,17 @@ from bridge.cli.operator_client import (
     print_json,
     segment,
 )
-from bridge.cli.options import Cursor, Limit, OfUser, with_option_groups
+from bridge.cli.options import (
+    Cursor,
+    Limit,
+    OfUser,
+    parse_seconds,
+    with_option_groups,
+)
 from bridge.cli.tables import local_time, print_note, print_table, time_zone, zoned_time
 from bridge.core.contracts.control import RevokeRequest
 from bridge.core.contracts.operator.operation import Page
 from bridge.core.contracts.operator.revocations import RevocationFacts
-from bridge.core.durations import parse_duration_s
 from bridge.errors import ConfigError
 
 
@@ -63,9 +68,9 @@ def revoke(
     """
     if issued_before is not None and jti is not None:
         raise ConfigError(["--issued-before, --jti: give one of them at most"])
+    duration_s = parse_seconds(duration, option="--for", allows_zero=False)
     try:
-        until_s = time.time() + parse_duration_s(duration)
-        until = _rfc3339(until_s)
+        until = _rfc3339(time.time() + duration_s)
     except (ValueError, OverflowError) as exc:
         raise ConfigError([f"--for: {exc}"]) from exc
     request = RevokeRequest(
@@ -127,7 +132,7 @@ def _condition(facts: RevocationFacts) -> str:
         return f"with jti {facts.jti}"
     if facts.issued_before_s is not None:
         return f"issued before {zoned_time(facts.issued_before_s)}"
-    return "all"
+    return "all tokens"
 
 
 def _instant(text: str | None) -> str | None:

@@ -12,7 +12,7 @@ import socketio
 import typer
 
 from bridge.auth.issuing import signed_token
-from bridge.cli.options import ConfigFile
+from bridge.cli.options import ConfigFile, check_url
 from bridge.cli.tables import print_note
 from bridge.core.json_text import render_json
 from bridge.core.listen_hosts import local_host
@@ -25,6 +25,7 @@ from bridge.settings.load import TOKEN_VARIABLE, load_settings
 
 _TOKEN_LIFE_S = 3600.0
 _CONNECT_TIMEOUT_S = 10
+_SCHEMES = frozenset({"http", "https", "ws", "wss"})
 
 
 def tail(
@@ -63,13 +64,15 @@ def tail(
 
         BRIDGE_TOKEN=eyJ… bridge tail ann --url https://push.example.org --json
 
-        SSL_CERT_FILE=own-authority.pem bridge tail ann --url https://push.example.org
+        SSL_CERT_FILE=ca.pem bridge tail ann --url https://push.example.org
 
     """
     configure_logs(level="error", log_format="auto")
     user = user or older_user
     if user is None:
         raise ConfigError(["USER is missing, as in: bridge tail ann"])
+    if url is not None:
+        check_url(url, schemes=_SCHEMES, example="http://127.0.0.1:8080")
     is_open = False
     trust: ssl.SSLContext | bool = True
     if token is None or url is None:
@@ -149,6 +152,8 @@ class _Follower:
                 # The library keeps the text of the cause only; that of asyncio is cryptic.
                 is_refused = "Connect call failed" in str(exc)
                 problem = connection_problem(exc) if is_refused else str(exc)
+                if "status code" in problem:
+                    problem += "; expected the public port, by https:// if it has a certificate"
                 print_note(f"bridge: cannot connect to {url}: {problem}")
                 self.exit_code = ExitCode.UNREACHABLE
             return

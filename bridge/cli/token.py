@@ -29,4 +29,5 @@ def token(
 
     """
     settings = load_settings(config_file=config_file)
-    typer.echo(signed_token(settings, user, ttl_s=parse_seconds(ttl, option="--ttl")))
+    ttl_s = parse_seconds(ttl, option="--ttl", allows_zero=False)
+    typer.echo(signed_token(settings, user, ttl_s=ttl_s))

@@ -38,7 +38,7 @@ def users(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[USER]...",
+            metavar="USER",
             help="Show this user with all windows; with --online, whether each of these "
             "users is connected.",
         ),

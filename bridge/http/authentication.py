@@ -196,8 +196,11 @@ class Keys:
                 self._attempts.note_right(request)
             return None
         self._attempts.note_wrong(request, given, setting=self._setting)
+        text = f"the {name} is wrong"
+        if pointer is None:  # a program sent it, perhaps the key of another path
+            text += f": expected {self._setting} of the running bridge"
         headers = {"WWW-Authenticate": "Bearer"}
-        return problem(401, f"the {name} is wrong", headers=headers, pointer=pointer)
+        return problem(401, text, headers=headers, pointer=pointer)
 
     @property
     def is_set(self) -> bool:
@@ -206,7 +209,9 @@ class Keys:
 
     def closed(self) -> web.Response:
         """Return the answer to any request while no key is set."""
-        return problem(403, f"disabled: {self._setting} is not set")
+        return problem(
+            403, f"disabled: {self._setting} is not set in the running bridge"
+        )
 
     def _accepts(self, given: bytes) -> bool:
         # All keys are compared, so that the time does not reveal which one matched.

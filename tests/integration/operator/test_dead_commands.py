@@ -66,7 +66,8 @@ async def test_dead_letters_are_listed_as_a_table_and_as_json(
     assert "body text" in shown.stdout
     assert orjson.loads(hidden.stdout)["body_text"] is None
     assert "there is no such dead letter" in missing.stderr
-    assert "the key is wrong" in wrong.stderr
+    expected = "expected BRIDGE_OPERATOR_TOKEN of the running bridge"
+    assert wrong.stderr.strip() == f"the key is wrong: {expected}"
 
 
 async def test_redrive_and_discard_report_counts_and_discard_asks_first(
@@ -95,6 +96,7 @@ async def test_redrive_and_discard_report_counts_and_discard_asks_first(
     assert discarded.stdout.endswith("3 of 3 dead letters discarded\n")
     assert orjson.loads(redriven.stdout)["done"] == 3
     assert emptied.stdout == "3 of 3 dead letters discarded\n"
+    assert emptied.stderr == ""  # no line of a progress bar without a terminal
     assert (
         "1 id is not in the queue" in gone.stderr
     )  # which was to be gone, but by this command

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Final
 
 import pytest
 from typer.core import TyperGroup
@@ -13,6 +14,9 @@ from bridge.cli.main import app, load_command
 from bridge.cli.options import NOT_AS_FLAGS
 from bridge.errors import ConfigError
 from bridge.settings.model import Settings
+
+# Of 80 columns, rich uses four for margins.
+_EXAMPLE_MAX: Final = 76
 
 
 def help_of(name: str) -> str:
@@ -162,3 +166,73 @@ def test_the_help_cuts_no_name_at_80_columns(name: str) -> None:
     for setting in Settings.model_fields:
         flag = f"--{setting.replace('_', '-')}"
         assert flag in result.stdout or setting in NOT_AS_FLAGS
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("token", "ann", "--ttl", "0"), "--ttl"),
+        (("revoke", "ann", "--for", "0s"), "--for"),
+        (("publish", "ann", "1", "--wait", "0"), "--wait"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_time_that_may_not_be_zero_is_refused_by_the_name_of_its_option(
+    words: tuple[str, ...], option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`bridge token --ttl 0` printed a token that no bridge accepts."""
+    monkeypatch.setenv("BRIDGE_JWT_SECRET", "a-32-byte-secret-for-these-tests")
+
+    result = CliRunner().invoke(app, words)
+
+    assert str(result.exception) == f"{option}: must be longer than 0"
+
+
+@pytest.mark.parametrize("name", ["tail", "kick"])
+@pytest.mark.parametrize("url", ["127.0.0.1:8080", "http://[", "http://h:99999", ""])
+def test_a_url_that_is_none_is_refused_by_the_name_of_its_option(
+    url: str, name: str
+) -> None:
+    """A library would report another address, or end in a traceback."""
+    words = [name, "ann", "--url", url, "--token", "x"]
+
+    result = CliRunner().invoke(app, words)
+
+    assert isinstance(result.exception, ConfigError)
+    problem = f"--url: {url!r} is not like http://127.0.0.1:"
+    assert str(result.exception).startswith(problem)
+
+
+def test_examples_fit_a_terminal_of_80_columns() -> None:
+    """An example that is broken into two lines cannot be copied."""
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+
+    too_long = []
+    for name, listed in group.commands.items():
+        if not listed.hidden:
+            command = load_command(name)
+            parts = (
+                command.commands.values()
+                if isinstance(command, TyperGroup)
+                else [command]
+            )
+            for part in parts:
+                _, _, examples = (part.help or "").partition("Examples:")
+                lines = map(str.strip, examples.splitlines())
+                too_long += [line for line in lines if len(line) > _EXAMPLE_MAX]
+    assert too_long == []
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [(("users",), "[USER]..."), (("dead", "discard"), "[ids]...")],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_the_usage_shows_an_optional_argument_once_in_brackets(
+    words: tuple[str, ...], usage: str
+) -> None:
+    """It was shown as `[[USER]...]...`."""
+    result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80"})
+
+    assert f"[OPTIONS] {usage} " in result.stdout

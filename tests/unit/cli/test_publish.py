@@ -33,7 +33,7 @@ def publish_input(
         ("--ephemeral --wait 5s", IN),
         ("--ephemeral --undelivered-after 5s", IN),
         ("--undelivered-after 8d", f"--undelivered-after {TOO_LONG}"),
-        ("--wait 0s", "--wait: must be longer than 0; omit it not to wait"),
+        ("--wait 0s", "--wait: must be longer than 0"),
         ("--wait soon", "--wait: 'soon' is not a duration"),
     ],
 )

@@ -68,6 +68,18 @@ async def test_a_wrong_key_is_refused(open_app: Open, headers: dict[str, str]) -
         assert "first" not in await response.text()
 
 
+async def test_the_answer_to_a_wrong_key_names_the_right_one(open_app: Open) -> None:
+    """A producer that calls the operator API with its API key has no wrong key."""
+    keys = Keys(["first"], setting="BRIDGE_OPERATOR_TOKEN")
+    client = await open_app(app_behind(keys))
+
+    async with client.get("/", headers={"X-API-Key": "other"}) as response:
+        detail = (await response.json())["detail"]
+
+    expected = "expected BRIDGE_OPERATOR_TOKEN of the running bridge"
+    assert detail == f"the key is wrong: {expected}"
+
+
 @pytest.mark.parametrize("keys", [[], [None], [""], [None, ""]])
 async def test_without_keys_every_request_is_refused_with_the_name_of_the_setting(
     open_app: Open, keys: list[str | None]
