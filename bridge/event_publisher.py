@@ -241,9 +241,8 @@ class EventPublisher:
                 change = PresenceChange(event.routing_key)
                 self._journal.presence(event.user, change, at_s=now_s)
                 continue
-            note = f"{event.routing_key} was published for workers"
             entry = (now_s, Stage.REPORTED, event.user, event.message_id)
-            self._journal.note(JournalEntry(*entry, text=note))
+            self._journal.note(JournalEntry(*entry, text=event.routing_key))
 
     def _unchecked(self) -> Collection[str]:
         """Return the routing keys without a queue whose next check is not due."""

@@ -179,7 +179,7 @@ def _parse_header(segment: str) -> tuple[str, str | None]:
     try:
         header = orjson.loads(urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))
     except (binascii.Error, orjson.JSONDecodeError) as exc:
-        raise _invalid("its header cannot be read") from exc
+        raise _invalid("it is not a JWT, its header cannot be read") from exc
     algorithm = header.get("alg") if isinstance(header, dict) else None
     if not isinstance(algorithm, str):
         raise _invalid("its header names no algorithm")

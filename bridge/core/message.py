@@ -366,7 +366,7 @@ def parse_user(routing_key: bytes) -> str | Rejection:
 def user_problem(user: str) -> str | None:
     """Return why `user` is invalid, as the end of a sentence; ``None`` if it is valid."""
     if not user:
-        return "is empty, expected the user"
+        return "is empty"
     # isprintable() is one call in C and true for almost every user. It also refuses
     # harmless characters such as a no-break space, so a refusal is checked again.
     if not user.isprintable() and any(_is_control(character) for character in user):

@@ -113,7 +113,7 @@ class Settings(BaseSettings):
         1,
         "Inbound queues (1 to 64) that users are distributed over; one bridge consumes each. "
         "Used on an empty broker; later `bridge shards set` changes the number. More than one "
-        "needs RabbitMQ's plugin `rabbitmq_sharding` (docs/operations.md; none from 4.3 on).",
+        "needs a plugin of RabbitMQ before 4.3 (docs/operations.md names it).",
     )
     broker_timeout: Duration = _fixed(
         "15s", "Timeout of one call to the broker, including a connect."

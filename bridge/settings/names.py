@@ -54,5 +54,7 @@ def problem_text(error: ErrorDetails, *, known: Collection[str]) -> str:
         )
     if error["type"] in {"bool_parsing", "bool_type"}:
         return f"{name}: should be true or false"
+    if error["type"] in {"int_parsing", "int_from_float"}:
+        return f"{name}: should be a whole number"
     text = error["msg"].removeprefix("Value error, ")
     return f"{name}: {text.removeprefix('Input ')}"

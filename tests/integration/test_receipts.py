@@ -230,6 +230,13 @@ async def test_a_bridge_that_cannot_publish_events_delivers_and_says_why(
         await eventually(lambda: not running.bridge.unready_reasons())
         assert {outcome for _, outcome in worker.outcomes} == {"delivered"}
 
+        async def is_noted() -> bool:
+            story = (await api.get("/api/trace/m1"))["story"]
+            texts = [step["text"] for step in story]
+            return "reported to workers: message.delivered" in texts
+
+        await eventually(is_noted)
+
 
 async def test_http_accepts_a_wish_for_a_receipt(
     broker: LocalNode, namespace: str

@@ -137,11 +137,11 @@ def test_all_problems_are_reported_together(
     assert sorted(problems) == sorted(
         [
             "BRIDGE_JWT_SECRT: is not a setting, did you mean BRIDGE_JWT_SECRET?",
-            "BRIDGE_PREFETCH: should be a valid integer, unable to parse string as an integer",
+            "BRIDGE_PREFETCH: should be a whole number",
             "BRIDGE_ALLOWED_ORIGINS: * would let every site use your users' tokens; if you "
             "want that, set BRIDGE_DANGEROUSLY_ALLOW_ANY_ORIGIN=true instead",
             "BRIDGE_AMQP_URL: URL number 2 must look like amqp://user:password@host:5672/vhost",
-            "BRIDGE_PING_INTERVAL: should be a valid integer, got a number with a fractional part",
+            "BRIDGE_PING_INTERVAL: should be a whole number",
             "prefetchh in the TOML file: is not a setting, did you mean prefetch?",
             "BRIDGE_AUTH: open on 0.0.0.0 lets everyone read all messages; bind to "
             "127.0.0.1, use jwt, or, if you want that, set "
