@@ -11,7 +11,7 @@ Users who have left must be noted again, too, if the server has lost that they l
 remembers them until they must be offline, and names them when it begins a session. Most sessions
 end without a loss, and then some of these users were reported offline already. So the script
 ignores them unless the epoch has changed since the last call, or is empty: after `FLUSHALL` there
-is none until a message of the tag is stored, and it cannot show another loss.
+is none until a message of the tag is stored or a bridge connects, and two losses look the same.
 """
 
 import asyncio
