@@ -75,8 +75,9 @@ class WorkerEvent:
 def unpack_event(packed: bytes, *, key: object) -> WorkerEvent:
     """Return the event that was packed."""
     head, _, body = packed.partition(b"\n")
-    facts = orjson.loads(head)
-    id_, routing_key, user, at_s, reply_to, correlation_id, message_id = facts
+    id_, routing_key, user, at_s, *rest = orjson.loads(head)
+    # Events that an earlier version stored have no message id.
+    reply_to, correlation_id, message_id = (*rest, None)[:3]
     address = (reply_to, correlation_id)
     return WorkerEvent(id_, routing_key, user, body, at_s, *address, message_id, key)
 

@@ -133,6 +133,15 @@ def test_an_event_is_packed() -> None:
     assert unpack_event(event.pack(), key=None) == event
 
 
+def test_an_event_that_an_earlier_version_stored_is_read() -> None:
+    """After an upgrade, what waited in the outbox is published."""
+    packed = b'["1","message.dead","ann",1.5,null,"c"]\n{"a": 1}'
+
+    event = unpack_event(packed, key=None)
+
+    assert event == WorkerEvent("1", "message.dead", "ann", b'{"a": 1}', 1.5, None, "c")
+
+
 def test_a_duplicate_is_tracked_at_its_own_address() -> None:
     """Under the id of the original."""
     original = Tracking(wants_receipt=True, reply_to="a", undelivered_after_s=5, id="t")
