@@ -25,13 +25,14 @@ from bridge.core.receipts import (
     duplicate_tracking,
 )
 from bridge.enums import ReceiptOutcome
-from bridge.inbox.contract import Retention
+from bridge.inbox.contract import EVENT_BYTES, Retention
 from bridge.inbox.memory.user_log import UserLog
 from bridge.inbox.worker_events import render_event
 
 # The index of times is built again when more of its entries than these are not needed.
 _STALE_MAX: Final = 1000
-# The most that one call decides because of the time, which takes some milliseconds.
+# The most that one call decides because of the time, which takes some milliseconds. It also ends
+# when an event for each would have more data than `EVENT_BYTES`.
 _STEP: Final = 1000
 _LATE: Final = ReceiptOutcome.UNDELIVERED
 _REPLACED: Final = ReceiptOutcome.REPLACED
@@ -176,18 +177,27 @@ class MemoryReceipts:
         """
         at = self._clock.read()
         found: dict[tuple[str, int], None] = {}  # duplicates are at one offset
-        while self._seconds and self._seconds[0] <= at.now_s and len(found) < _STEP:
+        size_bytes, is_full = 0, False
+        while self._seconds and self._seconds[0] <= at.now_s and not is_full:
             due = self._due[self._seconds[0]]
+            taken = 0
             for each in due[:_STEP]:
-                found[each.message.user, each.offset] = None
-            del due[:_STEP]
+                message = each.message
+                found[message.user, each.offset] = None
+                taken += 1
+                if message.user in self.open:
+                    size_bytes += len(message.data)
+                is_full = len(found) >= _STEP or size_bytes > EVENT_BYTES
+                if is_full:
+                    break
+            del due[:taken]
             if not due:
                 del self._due[heappop(self._seconds)]
         for user, offset in found:
             if user in self.open:
                 self._decide(user, self._span(user, offset), at)
             self._early += self.open.get(user, [])[self._span(user, offset)]
-        if len(found) >= _STEP:
+        if is_full:
             return True
         early, self._early = self._early, []
         for each in early:

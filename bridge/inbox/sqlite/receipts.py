@@ -39,7 +39,7 @@ from bridge.core.receipts import (
     unpack_receipt,
 )
 from bridge.enums import ReceiptOutcome
-from bridge.inbox.contract import REFUSED, Retention
+from bridge.inbox.contract import EVENT_BYTES, REFUSED, Retention
 from bridge.inbox.sqlite.chain import MessageChain
 from bridge.inbox.sqlite.statements import insert
 from bridge.inbox.sqlite.unindexed import HEAD, UnindexedTail
@@ -342,15 +342,14 @@ class SqliteReceipts:
             " ORDER BY due_s, receipts.id LIMIT ?",
             (self._began.now_s, *self._due_after, _STEP),
         ).fetchall()
-        has_more = len(rows) == _STEP
+        count = self._decide(connection, rows, max_bytes=EVENT_BYTES)
+        has_more = count == _STEP or count < len(rows)
         self._due_after = (0.0, 0)
         if has_more:
-            row_id = rows[-1][0]
-            (at_s,) = connection.execute(
-                "SELECT due_s FROM receipts WHERE id = ?", (row_id,)
-            ).fetchone()
-            self._due_after = (at_s, row_id)
-        self._decide(connection, rows)
+            row_id, user, offset, packed = rows[count - 1]
+            receipt = unpack_receipt(packed, user=user, offset=offset)
+            at_s = due_s(receipt.message, receipt.tracking)
+            self._due_after = (at_s or 0.0, row_id)
         self._due_s = self._next_due_s(connection)
         return has_more
 
@@ -379,14 +378,14 @@ class SqliteReceipts:
             if receipt.message.taken_s >= oldest_s:
                 break
             old.append(row)
-        self._decide(connection, old)
+        count = self._decide(connection, old, max_bytes=EVENT_BYTES)
         deleted = connection.execute(
             "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE is_confirmed = 1"
             " AND id < coalesce((SELECT id FROM events WHERE at_s >= ? ORDER BY id"
             " LIMIT 1), ?) ORDER BY id LIMIT ?)",
             (at.ago(retention.dedupe_s), self._next_id, _STEP),
         ).rowcount
-        return _STEP in (len(old), deleted)
+        return _STEP in (count, deleted) or count < len(old)
 
     def _rows(self, connection: Connection, row_ids: Sequence[int]) -> list[_Row]:
         return connection.execute(
@@ -401,13 +400,24 @@ class SqliteReceipts:
         marks: Mapping[int, tuple[int, ClockReading]] = _NOTHING,
         *,
         absence: ReceiptOutcome | None = None,
-    ) -> None:
-        """Decide about `rows` by the delivered mark and the time that `marks` has for each."""
+        max_bytes: float = inf,
+    ) -> int:
+        """
+        Decide about `rows` by the delivered mark and the time that `marks` has for each.
+
+        Returns:
+            About how many of them: it ends when the events have more than `max_bytes` of data.
+
+        """
         now, max_age_s = (0, self._began), self._retention().max_age_s
         firsts: dict[str, int] = {}
         events: list[tuple[WorkerEvent, str | None]] = []
         decided: list[int] = []
+        count = size_bytes = 0
         for row_id, user, offset, packed in rows:
+            if size_bytes > max_bytes:
+                break
+            count += 1
             why = absence
             if why is None:
                 if user not in firsts:
@@ -425,6 +435,7 @@ class SqliteReceipts:
             for outcome in verdict.outcomes:
                 is_late = outcome is ReceiptOutcome.UNDELIVERED
                 data = self._data(connection, user, offset) if is_late else None
+                size_bytes += len(data or b"")
                 event = render_event(
                     receipt, outcome, at_s=at.now_s, reason=verdict.reason, data=data
                 )
@@ -444,6 +455,7 @@ class SqliteReceipts:
             f"DELETE FROM receipts WHERE id IN {_LISTED}",  # noqa: S608 - no input
             (_list(decided),),
         )
+        return count
 
     def _forget(self, user: str, offset: int, row_id: int) -> None:
         places = self.open[user]

@@ -890,6 +890,25 @@ async def test_one_poll_adds_few_events_with_large_data(store: StoreUnderTest) -
     assert len(await take(store)) == 12
 
 
+async def test_memory_decides_about_large_data_in_steps() -> None:
+    """Each step copies about a megabyte, and other tasks run between them."""
+    clock = Clock()
+    retention = Retention(max_messages=100, max_age_s=1000, dedupe_s=60)
+    store = StoreUnderTest(MemoryInbox(retention, clock=clock.steady), clock)
+    data = b'"%b"' % (b"x" * 250_000)
+    late = [tracked(store, data, undelivered_after_s=10) for _ in range(12)]
+    await store.inbox.append(late)
+    store.advance(11)
+
+    polling = store.inbox.pending_events(1)
+    polling.send(None)
+    waiting, _ = await store.inbox.events_depth()
+    polling.close()
+
+    assert waiting == 5
+    assert len(await take(store)) == 12
+
+
 async def test_what_was_delivered_in_time_does_not_delay_what_was_not() -> None:
     """In memory, thousands of times may be noted of messages that are delivered by now."""
     clock = Clock()

@@ -155,3 +155,31 @@ def test_a_mark_counts_if_a_transaction_begins_while_it_reads_the_clock() -> Non
 
         events = read_events(connection, limit=10, max_bytes=1000)
         assert [event.routing_key for event in events] == ["message.delivered"]
+
+
+def test_one_transaction_adds_few_events_with_large_data() -> None:
+    """A thousand late messages may have 256 KiB each, and the data is copied."""
+    clock = SteadyClock()
+    receipts = receipts_of({"ann": HEAD.pack(1, 1, 12, 0)}, clock)
+    tracking = Tracking(wants_receipt=False, undelivered_after_s=1e-6, id="1")
+    options = MessageOptions(tracking=tracking)
+    data = b"1" * 250_000
+    taken_s = clock.wall_s() - 1
+    with ann_in_a_file() as connection:
+        rows = [(1, offset, taken_s, "message", data) for offset in range(1, 13)]
+        connection.executemany(
+            "INSERT INTO sparse (user_id, offset, taken_s, event, data)"
+            " VALUES (?, ?, ?, ?, ?)",
+            rows,
+        )
+        messages = [
+            Message("ann", "message", data, taken_s, options=options) for _ in rows
+        ]
+        receipts.begin(connection)
+        receipts.add(connection, messages, range(1, 13))
+
+        assert receipts.settle_due(connection)
+        assert receipts.pending == 5  # together more than a megabyte
+        assert receipts.settle_due(connection)
+        assert not receipts.settle_due(connection)
+        assert receipts.pending == 12
