@@ -130,7 +130,7 @@ def build_story(facts: TraceFacts) -> Story:
         at_s = noted[0] if noted else letter.dead_s
         steps.add(at_s, Stage.DEAD, _dead_text(letter))
     fate, verdict = _ending(facts, endings)
-    return Story(steps.in_order(), fate, verdict, [*facts.gaps, *_gaps(facts)])
+    return Story(steps.in_order(), fate, verdict, [*facts.gaps, *_gaps(facts, fate)])
 
 
 # --- messages that are in the inbox -------------------------------------------------------
@@ -372,6 +372,10 @@ _LAST_EVENTS: Final[Mapping[Stage | None, tuple[Fate, str]]] = {
 }
 
 
+# Fates that are final although the message is in no inbox: no queue holds it any more.
+_CONSUMED: Final = frozenset({Fate.EXPIRED, Fate.TRIMMED, Fate.REPLACED, Fate.EMITTED})
+
+
 def _ending(facts: TraceFacts, endings: Sequence[tuple[Fate, str]]) -> tuple[Fate, str]:
     if endings and endings[-1][0] is not Fate.TRIMMED:
         return endings[-1]
@@ -391,7 +395,7 @@ def _ending(facts: TraceFacts, endings: Sequence[tuple[Fate, str]]) -> tuple[Fat
     return Fate.UNKNOWN, "unknown: no source has this id"
 
 
-def _gaps(facts: TraceFacts) -> Iterator[str]:
+def _gaps(facts: TraceFacts, fate: Fate) -> Iterator[str]:
     stages = {each.stage for each in facts.entries}
     kept = facts.inbox_match.kept if facts.inbox_match else ()
     starts = [message.taken_s for message in kept]
@@ -406,7 +410,7 @@ def _gaps(facts: TraceFacts) -> Iterator[str]:
             "when the producer published it, because over AMQP bridge first sees a message "
             "when it consumes it"
         )
-    if not kept and not facts.dead:
+    if not kept and not facts.dead and fate not in _CONSUMED:
         yield (
             "whether it waits in the inbound or a retry queue, because messages there cannot "
             "be looked up by their id"

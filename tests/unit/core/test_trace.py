@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import pytest
+
 from bridge.core.admin_views import (
     InboxMatch,
     InboxSummary,
@@ -130,6 +132,17 @@ def test_an_outcome_that_waits_to_be_published_is_shown() -> None:
     assert (Stage.TRACKED, 104.0) in stages(found)
     texts = [step.text for step in found.steps if step.stage is Stage.TRACKED]
     assert texts == ["message.delivered waits to be published for workers"]
+
+
+@pytest.mark.parametrize("stage", [Stage.REPLACED, Stage.EXPIRED, Stage.EMITTED])
+def test_a_message_with_a_final_fate_is_not_sought_in_the_queues(stage: Stage) -> None:
+    """`bridge trace` said of an expired message that it may wait in a queue."""
+    found = story(
+        happened(Stage.STORED, 101.0, offset=5), happened(stage, 102.0, offset=6)
+    )
+
+    assert found.fate is not Fate.UNKNOWN
+    assert not [gap for gap in found.gaps if "inbound or a retry queue" in gap]
 
 
 def test_a_message_that_was_replaced_before_it_was_written_was_not_delivered() -> None:

@@ -127,9 +127,9 @@ const RETAINED = [
   { label: "Retained", kind: "head", cell: ({ key }) => foreign(key ?? NONE) },
   { label: "Event", cell: ({ event }) => foreign(event) },
   { label: "Offset", kind: "number", cell: ({ offset }) => count(offset) },
-  { label: "Received", cell: ({ taken_s }) => when(taken_s) },
+  { label: "Consumed", cell: ({ taken_s }) => when(taken_s) },
   { label: "Expires", cell: ({ expires_s }) => (expires_s === null ? NONE : when(expires_s)) },
-  { label: "Bytes", kind: "number", cell: ({ bytes }) => size(bytes) },
+  { label: "Size", kind: "number", cell: ({ bytes }) => size(bytes) },
 ];
 
 function condition(jti, issued_before_s) {
