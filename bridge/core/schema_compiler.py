@@ -49,6 +49,9 @@ _LEVELS_MAX: Final = 200
 _META_SCHEMA: Final = jsonschema_rs.Draft202012Validator(
     {"$ref": _DRAFT}, validate_formats=True, offline=True, mask="it"
 )
+_BAD_TYPE: Final = (
+    "must be array, boolean, integer, null, number, object or string, or a list of them"
+)
 _BAD_PATTERN: Final = (
     "is not a pattern that matches in linear time: it must have no look-around, no "
     "back-references and no huge repetitions"
@@ -251,7 +254,9 @@ def _meta_problems(document: Schema) -> Iterator[str]:
     """Return the first error of the meta-schema at each place; it reports some twice."""
     found: dict[str, str] = {}
     for error in _META_SCHEMA.iter_errors(document):
-        found.setdefault(render_pointer(error.instance_path), error.message)
+        # Of the keywords in the meta-schema, only `type` has alternatives.
+        text = _BAD_TYPE if error.kind.name == "anyOf" else error.message
+        found.setdefault(render_pointer(error.instance_path), text)
     for place, text in found.items():
         yield f"#{place}: {text}"
 

@@ -74,6 +74,7 @@ def test_all_problems_of_all_files_are_reported_with_their_places() -> None:
         },
         anchor={"$ref": "#name"},
         shared__money={"type": "integer"},
+        typo={"properties": {"a": {"type": "objekt"}}},
         connect=True,
         note=True,
     )
@@ -86,6 +87,8 @@ def test_all_problems_of_all_files_are_reported_with_their_places() -> None:
         "https://json-schema.org/draft/2020-12/schema",
         'wrong.json: #/properties/a: it is not of types "boolean", "object"',
         "wrong.json: #/minLength: it is less than the minimum of 0",
+        "typo.json: #/properties/a/type: must be array, boolean, integer, null, number, "
+        "object or string, or a list of them",
         'pattern.json: #/properties/p/pattern: it is not a "regex"',
         "lookaround.json: #/properties/p/pattern: is not a pattern that matches in "
         "linear time: it must have no look-around, no back-references and no huge repetitions",
