@@ -75,6 +75,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
+        defer_build=True,
         env_prefix=ENVIRONMENT_PREFIX,
         enable_decoding=False,  # lists come as `a,b`, not as JSON
         extra="forbid",

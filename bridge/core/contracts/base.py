@@ -160,9 +160,9 @@ def explained(
 
 
 class Contract(BaseModel):
-    """The base of all contracts: frozen, and strict about types."""
+    """The base of all contracts: frozen, strict about types, and built at their first use."""
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, strict=True, defer_build=True)
 
 
 def examples(*values: JsonValue) -> ConfigDict:

@@ -111,6 +111,29 @@ def test_small_commands_import_few_modules(words: tuple[str, ...], most: int) ->
     assert len(modules) <= most
 
 
+_COUNT_COLLECTIONS = """
+import gc
+count = lambda: sum(generation["collections"] for generation in gc.get_stats())
+before = count()
+from bridge.__main__ import import_command
+import_command(["run"])
+print(count() - before)
+"""
+
+
+def test_no_garbage_is_collected_during_imports() -> None:
+    """It was a part of the time until a bridge is ready, and finds nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNT_COLLECTIONS],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert int(done.stdout) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

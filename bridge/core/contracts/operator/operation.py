@@ -69,7 +69,7 @@ QueryTime = Annotated[
 class Query(BaseModel):
     """The query parameters of an operation; unknown ones are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Body(Contract):
