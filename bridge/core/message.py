@@ -7,9 +7,8 @@ whether a delivery is valid.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
-from hashlib import blake2b
 from math import inf
 from typing import Final
 
@@ -209,17 +208,23 @@ def parse_delivery(
             f"text has {len(data)} bytes as JSON, allowed are {limits.body_bytes}",
         )
     message = Message(user, event, data, now_s)
-    parsed: Message | Rejection = message
+    headers = b""
     if properties.has_per_message_values:
         message.id = _message_id(properties)
         message.deadline_s = _deadline_s(properties, now_s)
         message.published_s = published_s(properties, now_s)
         message.trace_parent = trace_parent(properties)
         if properties.headers is not None and OPTIONS_MARK in properties.headers:
-            parsed = _with_options(message, delivery, properties, limits)
+            headers = properties.headers
     rules = limits.undelivered_after_s
-    if rules and event in rules and isinstance(parsed, Message):
-        _apply_rule(message, delivery, rules[event])
+    after_s = rules.get(event) if rules else None
+    parsed: Message | Rejection = message
+    if headers or after_s is not None:
+        parsed = _with_options(
+            *(message, properties, headers),
+            max_age_s=limits.max_age_s,
+            undelivered_after_s=after_s,
+        )
     return parsed
 
 
@@ -230,58 +235,38 @@ _parse_options = lru_cache(maxsize=1024)(parse_options)
 
 def _with_options(
     message: Message,
-    delivery: Delivery,
     properties: Properties,
-    limits: MessageLimits,
+    headers: bytes,
+    *,
+    max_age_s: float,
+    undelivered_after_s: float | None,
 ) -> Message | Rejection:
-    headers = properties.headers or b""
     parse = _parse_options if len(headers) <= _SHORT_HEADERS_BYTES else parse_options
-    options = parse(headers, max_age_s=limits.max_age_s)
+    options = parse(
+        headers, max_age_s=max_age_s, undelivered_after_s=undelivered_after_s
+    )
     if isinstance(options, str):
         return Rejection(DeadLetterReason.BAD_HEADER, options)
     if options is not None and options.tracking is not None:
-        tracking = _identified(options.tracking, message, delivery, properties)
-        options = MessageOptions(
-            *(options.is_ephemeral, options.key, options.throttle_s),
-            *(options.is_retained, options.is_cleared, tracking),
-        )
+        tracking = tracking_for(properties, options.tracking)
+        if tracking is not options.tracking:
+            options = MessageOptions(
+                *(options.is_ephemeral, options.key, options.throttle_s),
+                *(options.is_retained, options.is_cleared, tracking),
+            )
     message.options = options
     return message
 
 
-def _apply_rule(message: Message, delivery: Delivery, after_s: float) -> None:
-    """Let `message` count as undelivered after the time that its event has."""
-    options = message.options or MessageOptions()
-    tracking = options.tracking
-    if tracking is None and not options.is_ephemeral:
-        asked = Tracking(wants_receipt=False)
-        tracking = _identified(asked, message, delivery, delivery.properties)
-    if tracking is not None and tracking.undelivered_after_s is None:
-        tracking = replace(tracking, undelivered_after_s=after_s)
-        message.options = replace(options, tracking=tracking)
-
-
-def _identified(
-    asked: Tracking, message: Message, delivery: Delivery, properties: Properties
-) -> Tracking:
-    id_ = _tracking_id(delivery, message.taken_s)
-    return tracking_for(properties, asked, id_=id_)
-
-
-def _tracking_id(delivery: Delivery, taken_s: float) -> str:
-    """Return an id that no other message has: the tags of a channel differ."""
-    facts = f"{delivery.queue} {delivery.tag} {taken_s!r} ".encode()
-    return blake2b(facts + delivery.routing_key, digest_size=8).hexdigest()
-
-
-def tracking_for(properties: Properties, asked: Tracking, *, id_: str) -> Tracking:
-    """Return what is asked for, with the id and the addresses of one message."""
+def tracking_for(properties: Properties, asked: Tracking) -> Tracking:
+    """Return what is asked for, with the addresses of one message; `asked` if it has none."""
+    if not (properties.reply_to or properties.correlation_id):
+        return asked  # so messages share one object
     return Tracking(
         asked.wants_receipt,
         _text(properties.reply_to),  # left out if it is not UTF-8
         _text(properties.correlation_id),
         asked.undelivered_after_s,
-        id_,
     )
 
 

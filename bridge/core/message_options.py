@@ -45,8 +45,6 @@ class Tracking:
         reply_to: It is also published there, by the default exchange.
         correlation_id: Of what is published.
         undelivered_after_s: After this time the message counts as undelivered.
-        id: Begins the ids of all publications about this message, so that a consumer can
-            drop repeats.
 
     """
 
@@ -54,7 +52,6 @@ class Tracking:
     reply_to: str | None = None
     correlation_id: str | None = None
     undelivered_after_s: float | None = None
-    id: str = ""
 
 
 @dataclass(slots=True)
@@ -88,7 +85,7 @@ _NO_OPTIONS: Final = MessageOptions()
 
 
 def parse_options(
-    headers: bytes, *, max_age_s: float = inf
+    headers: bytes, *, max_age_s: float = inf, undelivered_after_s: float | None = None
 ) -> MessageOptions | str | None:
     """
     Read the options from the content of a header table.
@@ -96,6 +93,7 @@ def parse_options(
     Args:
         headers: The content of the table.
         max_age_s: How long an inbox keeps a message.
+        undelivered_after_s: When a stored message without the header counts as undelivered.
 
     Returns:
         ``None`` if there are none; for an invalid value a sentence that names the header.
@@ -104,7 +102,7 @@ def parse_options(
     found = {
         name: value for name, value, _ in iter_table(headers) if name in OPTION_NAMES
     }
-    if not found:
+    if not found and undelivered_after_s is None:
         return None
     flags: dict[bytes, bool] = {}
     for name in (_EPHEMERAL, _RETAIN, _CLEAR):
@@ -125,7 +123,12 @@ def parse_options(
     options = MessageOptions(
         *(flags[_EPHEMERAL], key, throttle_s, flags[_RETAIN], flags[_CLEAR], tracking)
     )
-    return options_problem(options) or (None if options == _NO_OPTIONS else options)
+    problem = options_problem(options)
+    if problem is None and undelivered_after_s is not None and not options.is_ephemeral:
+        tracking = options.tracking = tracking or Tracking(wants_receipt=False)
+        if tracking.undelivered_after_s is None:
+            tracking.undelivered_after_s = undelivered_after_s
+    return problem or (None if options == _NO_OPTIONS else options)
 
 
 def options_problem(options: MessageOptions) -> str | None:

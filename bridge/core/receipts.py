@@ -10,6 +10,7 @@ and what a worker is told cannot differ from what the inbox did.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Final
 
 import orjson
@@ -104,12 +105,27 @@ class Receipt:
         offset: Where it is in the inbox.
         tracking: What the producer wants to be told; without `undelivered_after_s` if that
             was published already.
+        stored_id: Its `id`, if the store has one of its own for it.
 
     """
 
     message: Message
     offset: int
     tracking: Tracking
+    stored_id: str = ""
+
+    @property
+    def id(self) -> str:
+        """
+        How the ids of all publications about the message begin: a consumer drops repeats.
+
+        The time makes a difference where a store lost messages and gives offsets again.
+        """
+        if self.stored_id:
+            return self.stored_id
+        message = self.message
+        facts = f"{self.offset} {message.taken_s!r} {message.user}"
+        return blake2b(facts.encode(), digest_size=8).hexdigest()
 
     @property
     def late_s(self) -> float | None:
@@ -134,22 +150,21 @@ def due_s(message: Message, tracking: Tracking) -> float | None:
     return late_s if deadline_s is None or late_s < deadline_s else deadline_s
 
 
-def pack_receipt(message: Message, tracking: Tracking) -> bytes:
+def pack_receipt(message: Message, tracking: Tracking, stored_id: str = "") -> bytes:
     """Return the bytes that `unpack_receipt` reads; the data is not part of them."""
-    return orjson.dumps(
-        (
-            *(message.event, message.taken_s, message.id, message.deadline_s),
-            *(tracking.wants_receipt, tracking.reply_to, tracking.correlation_id),
-            *(tracking.undelivered_after_s, tracking.id),
-        )
-    )
+    receipt = (
+        message.event, message.taken_s, message.id, message.deadline_s,
+        tracking.wants_receipt, tracking.reply_to, tracking.correlation_id,
+        tracking.undelivered_after_s, stored_id,
+    )  # fmt: skip
+    return orjson.dumps(receipt)
 
 
 def unpack_receipt(packed: bytes, *, user: str, offset: int) -> Receipt:
     """Return the receipt that was packed; the message has no data."""
-    event, taken_s, message_id, deadline_s, *tracking = orjson.loads(packed)
+    event, taken_s, message_id, deadline_s, *asked, stored_id = orjson.loads(packed)
     message = Message(user, event, b"", taken_s, message_id, deadline_s)
-    return Receipt(message, offset, Tracking(*tracking))
+    return Receipt(message, offset, Tracking(*asked), stored_id)
 
 
 @dataclass(slots=True)
@@ -236,7 +251,6 @@ def duplicate_tracking(
     wanted = replace(duplicate, undelivered_after_s=None)
     if not duplicate.wants_receipt or not 0 < len(known) < ADDRESSES_MAX:
         return None
-    wanted = replace(wanted, id=known[0].id)
     if wanted in (replace(each, undelivered_after_s=None) for each in known):
         return None
     return wanted

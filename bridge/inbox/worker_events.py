@@ -1,7 +1,6 @@
 """The bodies of what is published: about messages, deliveries that never were stored, and users."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import blake2b
 from math import inf
@@ -52,7 +51,7 @@ def render_event(
     if not is_final and data is not None:
         body["data"] = orjson.Fragment(data)
     return WorkerEvent(
-        f"{tracking.id}.{name}",
+        f"{receipt.id}.{name}",
         f"message.{name}",
         message.user,
         # A copy, because orjson's bytes keep a larger buffer alive.
@@ -99,8 +98,8 @@ def dead_event(
     event = (properties.type or b"").decode(errors="backslashreplace") or EVENT_DEFAULT
     message = Message(user, event, b"", at_s, message_id_of(delivery))
     asked = Tracking(wants_receipt=True)
-    tracking = tracking_for(properties, asked, id_=unstored_id(delivery))
-    receipt = Receipt(message, 0, tracking)
+    tracking = tracking_for(properties, asked)
+    receipt = Receipt(message, 0, tracking, unstored_id(delivery))
     return render_event(receipt, ReceiptOutcome.DEAD, at_s=at_s, reason=reason)
 
 
@@ -111,8 +110,7 @@ def expired_events(
     options = message.options
     if options is None or options.tracking is None:
         return ()
-    tracking = replace(options.tracking, id=unstored_id(delivery))
-    receipt = Receipt(message, 0, tracking)
+    receipt = Receipt(message, 0, options.tracking, unstored_id(delivery))
     verdict = decide(receipt, delivered=0, at=at, oldest_s=-inf, absence=None)
     return [
         render_event(receipt, outcome, at_s=at.now_s, data=message.data)

@@ -34,6 +34,10 @@ BATCH = 100
 USERS = 1000
 ROUNDS = 10
 WAIT_S = 3600.0
+# Messages with the same headers share their options.
+LATE = MessageOptions(
+    tracking=Tracking(wants_receipt=False, undelivered_after_s=WAIT_S)
+)
 DATA = b'{"n":%d,"text":"' + b"x" * 180 + b'"}'
 
 
@@ -54,12 +58,7 @@ class Source:
         batches = [list(islice(made, BATCH)) for _ in range(messages // BATCH)]
         if self.is_tracked:
             for message in (each for batch in batches for each in batch):
-                tracking = Tracking(
-                    wants_receipt=False,
-                    undelivered_after_s=WAIT_S,
-                    id=secrets.token_hex(8),
-                )
-                message.options = MessageOptions(tracking=tracking)
+                message.options = LATE
         return batches
 
 

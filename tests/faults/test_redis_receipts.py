@@ -69,9 +69,7 @@ class Fleet:
 
 def tracked(user: str, *, undelivered_after_s: float | None = None) -> Message:
     """Return a message that asks for a receipt."""
-    tracking = Tracking(
-        wants_receipt=True, undelivered_after_s=undelivered_after_s, id="tracked"
-    )
+    tracking = Tracking(wants_receipt=True, undelivered_after_s=undelivered_after_s)
     message = Message(user, "message", b"1", time())
     message.options = MessageOptions(tracking=tracking)
     return message

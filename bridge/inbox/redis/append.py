@@ -156,7 +156,7 @@ class BatchAppender:
         order = [index for indexes in users.values() for index in indexes]
         arguments: list[Argument] = [0]
         if has_options:
-            arguments = _receipt_arguments(messages, order)
+            arguments = self._receipt_arguments(messages, order)
         for user, indexes in users.items():
             prefix = self._prefixes[tag_of(user)]
             if has_options and any(pack_key(messages[index]) for index in indexes):
@@ -179,6 +179,19 @@ class BatchAppender:
         ]
         pending += (connection.call(*command) for command in server.replica_commands())
         return server, connection, pending
+
+    def _receipt_arguments(
+        self, messages: Sequence[Message], order: Sequence[int]
+    ) -> list[Argument]:
+        """Return the number of receipts, then for each its place in `order`, and itself."""
+        receipts: list[Argument] = []
+        for place, index in enumerate(order, 1):
+            options = messages[index].options
+            if options is not None and options.tracking is not None:
+                id_ = f"{self._session}-{self._number}-{index}"  # if repeated, too
+                packed = pack_receipt(messages[index], options.tracking, id_)
+                receipts += (place, packed)
+        return [len(receipts) // 2, *receipts]
 
     def _keys(self, prefix: str, users: Iterable[str]) -> list[str]:
         """
@@ -223,15 +236,3 @@ class BatchAppender:
         if server.problem is None:
             self.problem = problem
             self.was_refused.set()
-
-
-def _receipt_arguments(
-    messages: Sequence[Message], order: Sequence[int]
-) -> list[Argument]:
-    """Return the number of receipts, then for each its place in `order`, and the receipt."""
-    receipts: list[Argument] = []
-    for place, index in enumerate(order, 1):
-        options = messages[index].options
-        if options is not None and options.tracking is not None:
-            receipts += (place, pack_receipt(messages[index], options.tracking))
-    return [len(receipts) // 2, *receipts]

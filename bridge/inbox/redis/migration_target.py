@@ -213,7 +213,7 @@ class RedisTarget:
             user, offset = receipt.message.user, receipt.offset
             tag = tag_of(user)
             prefix = self._prefixes[tag]
-            packed = pack_receipt(receipt.message, receipt.tracking)
+            packed = pack_receipt(receipt.message, receipt.tracking, receipt.id)
             at_s = due_s(receipt.message, receipt.tracking)
             due = (repr(inf if at_s is None else at_s), f"{offset} {user}")
             commands.append((tag, (b"ZADD", f"{prefix}w:{user}", offset, packed)))

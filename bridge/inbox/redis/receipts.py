@@ -37,7 +37,7 @@ from bridge.inbox.worker_events import render_event
 _LEASE_MS: Final = 5_000
 _ALL_TAGS_EVERY_S: Final = 5.0
 
-# Taken, deadline, late, flags, bytes of the message id and of the tracking id.
+# Taken, deadline, late, flags, bytes of the message id and of the stored id.
 _RECEIPT: Final = Struct("<dddBHH")
 _WANTED, _HAS_ID = 1, 2
 # After a "D": when it was decided, outcome, whether the message was too old, bytes of the user
@@ -49,10 +49,14 @@ _OUTCOMES: Final = tuple(ReceiptOutcome)
 _Key = tuple[int, int]
 
 
-def pack_receipt(message: Message, tracking: Tracking) -> bytes:
-    """Encode a receipt as the scripts read it."""
+def pack_receipt(message: Message, tracking: Tracking, stored_id: str) -> bytes:
+    """
+    Encode a receipt as the scripts read it.
+
+    No two messages of a user may have the same id, because receipts are a set.
+    """
     message_id = (message.id or "").encode()
-    tracking_id = tracking.id.encode()
+    receipt_id = stored_id.encode()
     after_s = tracking.undelivered_after_s
     address = (message.event, tracking.reply_to, tracking.correlation_id)
     return b"".join(
@@ -63,10 +67,10 @@ def pack_receipt(message: Message, tracking: Tracking) -> bytes:
                 inf if after_s is None else message.taken_s + after_s,
                 tracking.wants_receipt + _HAS_ID * (message.id is not None),
                 len(message_id),
-                len(tracking_id),
+                len(receipt_id),
             ),
             message_id,
-            tracking_id,
+            receipt_id,
             orjson.dumps(address),
         )
     )
@@ -79,20 +83,18 @@ def pack_event(event: WorkerEvent) -> bytes:
 
 def unpack_receipt(user: str, packed: bytes, *, offset: int) -> Receipt:
     """Return the receipt that was packed; the message has no data."""
-    taken_s, deadline_s, late_s, flags, id_length, tracking_length = (
+    taken_s, deadline_s, late_s, flags, id_length, stored_id_length = (
         _RECEIPT.unpack_from(packed)
     )
     id_end = _RECEIPT.size + id_length
-    tracking_end = id_end + tracking_length
-    event, reply_to, correlation_id = orjson.loads(packed[tracking_end:])
+    stored_id_end = id_end + stored_id_length
+    event, reply_to, correlation_id = orjson.loads(packed[stored_id_end:])
     message_id = packed[_RECEIPT.size : id_end].decode() if flags & _HAS_ID else None
-    tracking_id = packed[id_end:tracking_end].decode()
     tracking = Tracking(
         bool(flags & _WANTED),
         reply_to,
         correlation_id,
         None if late_s == inf else late_s - taken_s,
-        tracking_id,
     )
     message = Message(
         user,
@@ -102,7 +104,7 @@ def unpack_receipt(user: str, packed: bytes, *, offset: int) -> Receipt:
         message_id,
         None if deadline_s == inf else deadline_s,
     )
-    return Receipt(message, offset, tracking)
+    return Receipt(message, offset, tracking, packed[id_end:stored_id_end].decode())
 
 
 def unpack_element(element: bytes, key: _Key | None = None) -> WorkerEvent:

@@ -207,7 +207,7 @@ class SqliteReceipts:
                 duplicates.append(message)
                 continue
             if options.tracking is not None:
-                values += self._open(connection, message, offset, options.tracking)
+                values += self._open(connection, message, offset, options.tracking, "")
             if options.key is not None and message.user in self.open:
                 place = (message.user, message.event, options.key)
                 old = keyed.get(place) or self._find(connection, *place)
@@ -228,21 +228,27 @@ class SqliteReceipts:
             self._decide(connection, rows, absence=ReceiptOutcome.REPLACED)
 
     def _open(
-        self, connection: Connection, message: Message, offset: int, tracking: Tracking
+        self,
+        connection: Connection,
+        message: Message,
+        offset: int,
+        tracking: Tracking,
+        stored_id: str,
     ) -> tuple[object, ...]:
         """Note a receipt; return its row."""
-        row_id, user = self._new_id(), message.user
+        user = message.user
+        row_id, user_id = self._new_id(), self._head(connection, user)[0]
         places = self.open.get(user)
         if places is None:
             self.open[user] = array("q", (offset, row_id))
-        else:
-            at = len(places)
-            if offset < places[-2]:  # a duplicate
-                at = 2 * _count_below(places, offset + 1)
+        elif offset >= places[-2]:
+            places.append(offset)
+            places.append(row_id)
+        else:  # a duplicate
+            at = 2 * _count_below(places, offset + 1)
             places[at:at] = array("q", (offset, row_id))
-        user_id = self._head(connection, user)[0]
         # The module sqlite3 binds a bytearray faster than bytes (statements.py).
-        packed = bytearray(pack_receipt(message, tracking))
+        packed = bytearray(pack_receipt(message, tracking, stored_id))
         at_s = due_s(message, tracking)
         if at_s is not None and at_s < self._due_s:
             self._due_s = at_s
@@ -282,7 +288,8 @@ class SqliteReceipts:
             first = found[0]
             tracking = duplicate_tracking((each.tracking for each in found), wanted)
             if tracking is not None:
-                row = self._open(connection, first.message, first.offset, tracking)
+                place = (first.message, first.offset)
+                row = self._open(connection, *place, tracking, first.stored_id)
                 insert(connection, "INSERT INTO receipts", row, columns=5)
                 found.append(replace(first, tracking=tracking))
             return
@@ -446,9 +453,13 @@ class SqliteReceipts:
                 self._forget(user, offset, row_id)
             elif rest != receipt:
                 message, tracking = rest.message, rest.tracking
+                values = (
+                    due_s(message, tracking),
+                    pack_receipt(message, tracking, rest.stored_id),
+                )
                 connection.execute(
                     "UPDATE receipts SET due_s = ?, receipt = ? WHERE id = ?",
-                    (due_s(message, tracking), pack_receipt(message, tracking), row_id),
+                    (*values, row_id),
                 )
         self.put(connection, events)
         connection.execute(

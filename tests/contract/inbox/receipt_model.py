@@ -84,18 +84,20 @@ class TrackedMessage:
 
 
 class ReceiptModel:
-    """All tracked messages, by the id of what is told about them."""
+    """All tracked messages, by the correlation id that no other one has."""
 
     def __init__(self) -> None:
-        self._tracked: dict[str, TrackedMessage] = {}
+        self._tracked: dict[str | None, TrackedMessage] = {}
         self._events: dict[str, bytes] = {}
+        self._ids: dict[str | None, str] = {}
 
     def store(self, log: ModelLog, offset: int, message: Message) -> None:
         """Note a message that was stored."""
         options = message.options
         if options is not None and options.tracking is not None:
             tracking = options.tracking
-            self._tracked[tracking.id] = TrackedMessage(log, offset, message, tracking)
+            tracked = TrackedMessage(log, offset, message, tracking)
+            self._tracked[tracking.correlation_id] = tracked
 
     def mark(self, log: ModelLog, offset: int, now_s: float) -> None:
         """Note a mark that moves now; `log` is trimmed."""
@@ -117,8 +119,10 @@ class ReceiptModel:
                 assert self._events[event.id] == event.body
                 continue
             self._events[event.id] = event.body
-            tracking_id, outcome = event.id.split(".")
-            tracked = self._tracked[tracking_id]
+            name = event.correlation_id
+            id_, outcome = event.id.split(".")
+            assert self._ids.setdefault(name, id_) == id_
+            tracked = self._tracked[name]
             assert tracked.may_tell(outcome, now_s), (outcome, now_s, tracked)
             tracked.told.append(outcome)
 

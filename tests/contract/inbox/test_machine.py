@@ -48,6 +48,7 @@ class ModelInbox:
     first: int = 1
     delivered: int = 0
     seen_s: dict[str, float] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     forgotten: int = 0
     forgotten_last: int = 0  # the newest offset that was ever forgotten
     sparse_after: int | None = None
@@ -226,11 +227,16 @@ class StoreMachine(RuleBasedStateMachine):
             deadline_s = None if ttl_s is None else self.now_s + ttl_s
             message = Message(user, "message", data, self.now_s, message_id, deadline_s)
             has_key = key is not None and user != "alice"
+            seen_s = log.seen_s.get(message_id or "")
+            is_seen = seen_s is not None and self.now_s - seen_s <= RETENTION.dedupe_s
+            name = f"{self.steps} {user} {len(messages)}"
+            if is_seen:
+                name = log.names[message_id or ""]
             # A duplicate of a message without receipt would change what is told.
             tracking = asked and Tracking(
                 asked[0] or message_id is not None,
+                correlation_id=name,
                 undelivered_after_s=asked[1],
-                id=f"{self.steps} {user} {len(messages)}",
             )
             if has_key or tracking:
                 message.options = MessageOptions(
@@ -240,16 +246,15 @@ class StoreMachine(RuleBasedStateMachine):
                     tracking=tracking,
                 )
             messages.append(message)
-            if message_id is not None:
-                seen_s = log.seen_s.get(message_id)
-                if seen_s is not None and self.now_s - seen_s <= RETENTION.dedupe_s:
-                    expected.append(None)
-                    continue
+            if is_seen:
+                expected.append(None)
+                continue
             if not log.may_store(message):
                 expected.append(REFUSED)
                 continue
             if message_id is not None:
                 log.seen_s[message_id] = self.now_s
+                log.names[message_id] = name
             log.store(message)
             self.receipts.store(log, log.last, message)
             expected.append(log.last)

@@ -8,7 +8,6 @@ the message while it was in the inbox.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import orjson
@@ -25,8 +24,6 @@ from bridge.inbox.worker_events import render_event
 from tests.conftest import SLOW_FACTOR, eventually
 from tests.contract.inbox.conftest import STORES, StoreUnderTest
 from tests.contract.inbox.files import Clock
-
-IDS = count(1)
 
 
 def tracked(
@@ -49,7 +46,6 @@ def tracked(
         reply_to=reply_to,
         correlation_id=reply_to and f"for {reply_to}",
         undelivered_after_s=undelivered_after_s,
-        id=str(next(IDS)),
     )
     message.options = MessageOptions(key=key, tracking=tracking)
     return message
@@ -107,9 +103,6 @@ async def test_a_delivered_message(store: StoreUnderTest) -> None:
         "at": "1970-01-12T13:46:42.500000+00:00",
         "delay_ms": 2500,
     }
-    assert message.options is not None
-    assert message.options.tracking is not None
-    assert event.id == f"{message.options.tracking.id}.delivered"
     assert event.routing_key == "message.delivered"
     assert (event.user, event.reply_to) == ("ann", "answers")
     assert event.correlation_id == "for answers"
@@ -132,6 +125,28 @@ async def test_a_mark_passes_some_messages(store: StoreUnderTest) -> None:
         ("delivered", "m4"),
         ("delivered", "m5"),
     ]
+
+
+async def test_the_ids_of_events(store: StoreUnderTest) -> None:
+    """All about one message begin alike, and differ from those about any other one."""
+    same = tracked(store, undelivered_after_s=45)
+    await store.inbox.append([same, replace(same), replace(same, user="bob")])
+    await store.inbox.append([replace(same)])
+    store.advance(50)
+    events = await take(store)
+    for user, offset in (("ann", 3), ("bob", 1)):
+        store.inbox.mark_delivered(user, offset)
+
+    async with asyncio.timeout(10 * SLOW_FACTOR):
+        while len(events) < 8:
+            events += await take(store)
+            await asyncio.sleep(0)
+
+    by_start: dict[str, set[str]] = {}
+    for event in events:
+        start, _, outcome = event.id.partition(".")
+        by_start.setdefault(start, set()).add(outcome)
+    assert list(by_start.values()) == [{"undelivered", "delivered"}] * 4
 
 
 async def test_messages_without_tracking_have_no_outcome(store: StoreUnderTest) -> None:
@@ -488,7 +503,7 @@ async def test_events_that_wait_to_be_published_are_found_by_the_message(
     store.inbox.mark_delivered("bob", 1)
     await store.inbox.note_presence({"ann": 1}, debounce_s=15)
     store.advance(50)
-    receipt = Receipt(late, 0, Tracking(wants_receipt=True, id="dead"))
+    receipt = Receipt(late, 0, Tracking(wants_receipt=True), "dead")
     at_s = store.clock.now_s
     dead = render_event(receipt, ReceiptOutcome.DEAD, at_s=at_s, reason="too_large")
     await store.inbox.add_event(dead)

@@ -362,13 +362,12 @@ async def test_receipts_and_events_are_copied(
     path: Path, store: Store, open_inbox: OpenInbox
 ) -> None:
     """What workers wait for is told by the new store."""
-    tracking = Tracking(
-        wants_receipt=True, reply_to="r", undelivered_after_s=3600.0, id="t"
-    )
+    tracking = Tracking(wants_receipt=True, reply_to="r", undelivered_after_s=3600.0)
     options = MessageOptions(tracking=tracking)
     message = Message("ann", "m", b"1", time.time(), "m1", options=options)
     async with open_inbox() as inbox:
         await inbox.append([message])
+        (receipt,) = await inbox.admin.open_receipts("ann", "m1")
         for number in range(2):
             event = WorkerEvent(f"{number}", "user.online", "ann", b"{}", number)
             await inbox.add_event(event)
@@ -393,6 +392,6 @@ async def test_receipts_and_events_are_copied(
 
         async def is_told() -> bool:
             events = await theirs.pending_events(9)
-            return "t.delivered" in [each.id for each in events]
+            return f"{receipt.id}.delivered" in [each.id for each in events]
 
         await eventually(is_told)

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -46,7 +46,9 @@ class Fleet:
     def message(self, number: int = 0, user: str = "ann") -> Message:
         """Return a message that must be delivered within 45 s."""
         tracking = Tracking(
-            wants_receipt=True, undelivered_after_s=45.0, id=f"{user}{number}"
+            wants_receipt=True,
+            correlation_id=f"{user}{number}",
+            undelivered_after_s=45.0,
         )
         options = MessageOptions(tracking=tracking)
         now_s = self.clock.now_s
@@ -59,8 +61,9 @@ async def fleet(tmp_path: Path, clock: Clock) -> AsyncIterator[Fleet]:
     yield Fleet(tmp_path, clock)
 
 
-def ids(events: list[WorkerEvent]) -> list[str]:
-    return [event.id for event in events]
+def told(events: Sequence[WorkerEvent]) -> list[str]:
+    """Return which message each event is about, and its outcome."""
+    return [f"{each.correlation_id}.{each.id.partition('.')[2]}" for each in events]
 
 
 async def take(*bridges: RedisInbox) -> list[WorkerEvent]:
@@ -86,7 +89,7 @@ async def test_a_page_on_another_bridge_receives_the_message(fleet: Fleet) -> No
             return bool(events)
 
         await eventually(is_told)
-        assert ids(events) == ["ann0.delivered"]
+        assert told(events) == ["ann0.delivered"]
         assert await take(storing, showing) == []
 
 
@@ -102,9 +105,9 @@ async def test_each_decision_is_made_once(fleet: Fleet) -> None:
         events = await take(*bridges) + await take(*bridges) + await take(*bridges)
 
         assert len(events) == 200
-        assert len(set(ids(events))) == 200
+        assert len({event.id for event in events}) == 200
         for user in users:
-            of_user = [event.id for event in events if event.user == user]
+            of_user = told([event for event in events if event.user == user])
             assert of_user == [f"{user}{number}.undelivered" for number in range(5)]
 
 
@@ -116,11 +119,11 @@ async def test_events_of_a_bridge_that_stops_are_published_by_another_one(
         async with fleet.bridge() as stopping:
             await stopping.append([fleet.message()])
             fleet.clock.now_s += 50
-            assert ids(list(await stopping.pending_events(9))) == ["ann0.undelivered"]
+            assert told(await stopping.pending_events(9)) == ["ann0.undelivered"]
             assert await other.pending_events(9) == []
 
         async def is_there() -> bool:
-            return ids(list(await other.pending_events(9))) == ["ann0.undelivered"]
+            return told(await other.pending_events(9)) == ["ann0.undelivered"]
 
         await eventually(is_there)
 
@@ -163,12 +166,12 @@ async def test_without_memory_events_are_published_and_nothing_is_decided(
             redis_server.command("CONFIG", "SET", "maxmemory", "1")
             with pytest.raises(StoreUnavailableError, match="OOM"):
                 await inbox.append([fleet.message(2)])
-            assert ids(await take(inbox)) == ["ann0.undelivered"]
+            assert told(await take(inbox)) == ["ann0.undelivered"]
             assert await take(inbox) == []
         finally:
             redis_server.command("CONFIG", "SET", "maxmemory", "0")
 
-        assert ids(await take(inbox)) == ["ann1.undelivered"]
+        assert told(await take(inbox)) == ["ann1.undelivered"]
 
 
 async def test_without_memory_old_messages_are_deleted(

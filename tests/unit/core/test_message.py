@@ -489,7 +489,6 @@ def test_a_message_counts_as_undelivered_after_the_time_of_its_event() -> None:
     plain = tracking_of(b"invoice")
     assert plain is not None
     assert (plain.wants_receipt, plain.undelivered_after_s) == (False, 45)
-    assert plain.id
     assert plain.correlation_id == "c"
 
     headers = render_options(MessageOptions(tracking=Tracking(wants_receipt=True)))
@@ -501,6 +500,25 @@ def test_a_message_counts_as_undelivered_after_the_time_of_its_event() -> None:
     assert keyed is not None
     assert tracking_of(b"order") is None
     assert tracking_of(b"") is None
+
+
+def test_messages_with_the_same_headers_share_their_options() -> None:
+    """So a message that waits for its time costs little memory; an address is its own."""
+    tracking = Tracking(wants_receipt=True, undelivered_after_s=7)
+    late = render_options(MessageOptions(tracking=tracking))
+
+    def options(event: bytes, headers: bytes | None, **own: bytes) -> object:
+        properties = Properties(type=event, headers=headers, **own)
+        found = parse_delivery(
+            delivery(properties=properties), limits=RULES, now_s=NOW_S
+        )
+        assert isinstance(found, Message)
+        return found.options
+
+    assert options(b"order", late) is options(b"order", late)
+    assert options(b"invoice", None) is options(b"invoice", None)
+    assert options(b"order", late, reply_to=b"a") != options(b"order", late)
+    assert options(b"order", late) == MessageOptions(tracking=tracking)
 
 
 def test_the_time_of_a_message_wins_over_that_of_its_event() -> None:

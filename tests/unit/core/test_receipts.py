@@ -1,5 +1,6 @@
 """Decisions about tracked messages, without a store."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -31,7 +32,7 @@ def receipt(
 ) -> Receipt:
     deadline_s = None if ttl_s is None else TAKEN_S + ttl_s
     message = Message("ann", "message", b"1", TAKEN_S, "m1", deadline_s)
-    tracking = Tracking(wants, "answers", "c", after_s, id="t")
+    tracking = Tracking(wants, "answers", "c", after_s)
     return Receipt(message, offset, tracking)
 
 
@@ -125,6 +126,30 @@ def test_a_receipt_is_packed_without_data() -> None:
     assert due_s(found.message, found.tracking) == TAKEN_S + 3.5
 
 
+def test_a_receipt_of_an_earlier_version_keeps_its_id() -> None:
+    """So a decision that is repeated after an upgrade has the same id."""
+    packed = b'["message",1000.0,"m1",null,true,null,null,45.0,"0123456789abcdef"]'
+
+    found = unpack_receipt(packed, user="ann", offset=5)
+
+    assert found.id == "0123456789abcdef"
+    assert pack_receipt(found.message, found.tracking, found.stored_id) == packed
+
+
+def test_the_id_of_a_receipt() -> None:
+    """It is the same after a restart, and differs for all that is another message."""
+    asked = receipt()
+    packed = pack_receipt(asked.message, asked.tracking)
+    assert unpack_receipt(packed, user="ann", offset=5).id == asked.id
+
+    others = [
+        replace(asked, offset=6),
+        replace(asked, message=replace(asked.message, user="bob")),
+        replace(asked, message=replace(asked.message, taken_s=TAKEN_S + 1e-6)),
+    ]
+    assert len({each.id for each in (asked, *others)}) == 4
+
+
 def test_an_event_is_packed() -> None:
     """With its body byte for byte."""
     body = '{"ä": 1}'.encode()
@@ -143,15 +168,14 @@ def test_an_event_that_an_earlier_version_stored_is_read() -> None:
 
 
 def test_a_duplicate_is_tracked_at_its_own_address() -> None:
-    """Under the id of the original."""
-    original = Tracking(wants_receipt=True, reply_to="a", undelivered_after_s=5, id="t")
+    """Unless it is the same one."""
+    original = Tracking(wants_receipt=True, reply_to="a", undelivered_after_s=5)
     same = Tracking(wants_receipt=True, reply_to="a")
     other = Tracking(wants_receipt=True, reply_to="b", undelivered_after_s=9)
 
     assert duplicate_tracking([original], same) is None
     assert duplicate_tracking([], other) is None
-    assert duplicate_tracking([original], other) == Tracking(
-        wants_receipt=True, reply_to="b", id="t"
-    )
+    told = Tracking(wants_receipt=True, reply_to="b")
+    assert duplicate_tracking([original], other) == told
     late = Tracking(wants_receipt=False, undelivered_after_s=9)
     assert duplicate_tracking([original], late) is None

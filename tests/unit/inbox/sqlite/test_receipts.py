@@ -42,7 +42,7 @@ def add_late_message(
     receipts: SqliteReceipts, connection: sqlite3.Connection, taken_s: float
 ) -> None:
     """Commit a message of ann that counts as undelivered a second after `taken_s`."""
-    tracking = Tracking(wants_receipt=True, undelivered_after_s=1.0, id="1")
+    tracking = Tracking(wants_receipt=True, undelivered_after_s=1.0)
     options = MessageOptions(tracking=tracking)
     message = Message("ann", "message", b"1", taken_s, "m-1", options=options)
     receipts.begin(connection)
@@ -78,7 +78,7 @@ def test_a_mark_counts_if_the_decision_that_it_met_is_rolled_back() -> None:
     clock = SteadyClock()
     heads = {"ann": HEAD.pack(1, 1, 1, 0)}
     receipts = receipts_of(heads, clock)
-    options = MessageOptions(tracking=Tracking(wants_receipt=True, id="1"))
+    options = MessageOptions(tracking=Tracking(wants_receipt=True))
     message = Message("ann", "message", b"1", clock.wall_s(), "m-1", options=options)
     with ann_in_a_file() as connection:
         connection.execute("BEGIN")
@@ -161,7 +161,7 @@ def test_one_transaction_adds_few_events_with_large_data() -> None:
     """A thousand late messages may have 256 KiB each, and the data is copied."""
     clock = SteadyClock()
     receipts = receipts_of({"ann": HEAD.pack(1, 1, 12, 0)}, clock)
-    tracking = Tracking(wants_receipt=False, undelivered_after_s=1e-6, id="1")
+    tracking = Tracking(wants_receipt=False, undelivered_after_s=1e-6)
     options = MessageOptions(tracking=tracking)
     data = b"1" * 250_000
     taken_s = clock.wall_s() - 1
