@@ -102,7 +102,7 @@ local function settle_before_trim(p, user, ...)
   end
 end
 
-local function note_receipts(p, user, before, results)
+local function note_receipts(p, user, before, results, may_decide)
   local duplicates = {}
   for k = 1, #results do
     local receipt, offset = asked[before + k], tonumber(results[k])
@@ -116,7 +116,7 @@ local function note_receipts(p, user, before, results)
     local known = receipts_by_id(p, user)
     for _, receipt in ipairs(duplicates) do add_duplicate(p, user, receipt, known) end
   end
-  settle(p, user, rules, '-inf')
+  if may_decide then settle(p, user, rules, '-inf') end
 end
 
 -- All reads come first, then RPUSH or ZADD, the only writes that may fail (out of memory). So
@@ -224,6 +224,7 @@ while i <= #ARGV do
   local has_keys = count < 0
   count = math.abs(count)
   local ok, results
+  local trimmed_before = trimmed
   if had and had[#out + 1] ~= 'x' then
     results = {}
     for k = 1, count do results[k] = had[#out + k] end
@@ -234,8 +235,10 @@ while i <= #ARGV do
       results = {}
       for k = 1, count do results[k] = 'x' end
     elseif has_keys or asked_end > fences_end + 7 then
+      -- Other messages that were deleted are too old: a sweep decides about them.
+      local may_decide = has_keys or trimmed > trimmed_before
       -- Only a bug makes it fail. The messages stay stored, and a retry does not note receipts.
-      local noted, problem = pcall(note_receipts, p, user, #out, results)
+      local noted, problem = pcall(note_receipts, p, user, #out, results, may_decide)
       if not noted then failure = problem end
     end
     stored = stored or ok
