@@ -61,6 +61,8 @@ class MemoryReceipts:
         self._clock = clock
         self._retention = retention
         self.open: dict[str, list[Stored]] = {}
+        # Added since the last look at the times. Most are delivered before the next one.
+        self._new: list[Stored] = []
         # By the second in which time alone may decide about them. Some are closed already.
         self._due: dict[int, list[Stored]] = {}
         self._seconds: list[int] = []  # the keys of `_due`: a heap
@@ -118,20 +120,21 @@ class MemoryReceipts:
         """Return all events, oldest first."""
         return list(self._events.values())
 
-    def add(self, stored: Stored, tracking: Tracking) -> None:
+    def add(self, stored: Stored) -> None:
         """Add the newest message of a user."""
         self.open.setdefault(stored.message.user, []).append(stored)
-        self._note_due(stored, tracking)
+        self._new.append(stored)
 
-    def _note_due(self, stored: Stored, tracking: Tracking) -> None:
-        at_s = due_s(stored.message, tracking)
-        if at_s is None:
-            return
-        second = int(at_s)
-        if second not in self._due:
-            self._due[second] = []
-            heappush(self._seconds, second)
-        self._due[second].append(stored)
+    def _note_due(self, some: Iterable[Stored]) -> None:
+        for stored in some:
+            at_s = due_s(stored.message, _tracking(stored))
+            if at_s is None:
+                continue
+            second = int(at_s)
+            if second not in self._due:
+                self._due[second] = []
+                heappush(self._seconds, second)
+            self._due[second].append(stored)
 
     def add_duplicate(self, message: Message) -> None:
         """Let the producer of a duplicate, if it is tracked, know the outcome too."""
@@ -145,7 +148,7 @@ class MemoryReceipts:
             if tracking is not None:
                 more = _stored(replace(known[0], tracking=tracking))
                 receipts.insert(bisect_right(receipts, more.offset, key=_OFFSET), more)
-                self._note_due(more, tracking)
+                self._note_due([more])
             return
         concluded = self._concluded.get((message.user, message.id))
         if concluded is not None and wanted.wants_receipt:
@@ -176,6 +179,8 @@ class MemoryReceipts:
 
         """
         at = self._clock.read()
+        new, self._new = self._new, []
+        self._note_due(each for each in new if each.message.user in self.open)
         found: dict[tuple[str, int], None] = {}  # duplicates are at one offset
         size_bytes, is_full = 0, False
         while self._seconds and self._seconds[0] <= at.now_s and not is_full:
@@ -200,8 +205,7 @@ class MemoryReceipts:
         if is_full:
             return True
         early, self._early = self._early, []
-        for each in early:
-            self._note_due(each, _receipt(each).tracking)
+        self._note_due(early)
         return False
 
     def sweep(self, oldest_id_s: float) -> None:
@@ -216,8 +220,8 @@ class MemoryReceipts:
             self._due.clear()
             self._seconds.clear()
             self._early.clear()
-            for stored in chain.from_iterable(self.open.values()):
-                self._note_due(stored, _receipt(stored).tracking)
+            self._new.clear()
+            self._note_due(chain.from_iterable(self.open.values()))
 
     def _span(self, user: str, offset: int) -> slice:
         """Return where the receipts of one message are."""
@@ -267,11 +271,15 @@ class MemoryReceipts:
             del self.open[user]
 
 
-def _receipt(stored: Stored) -> Receipt:
+def _tracking(stored: Stored) -> Tracking:
     options = stored.message.options
     assert options is not None  # noqa: S101 - it is tracked
     assert options.tracking is not None  # noqa: S101 - it is tracked
-    return Receipt(stored.message, stored.offset, options.tracking)
+    return options.tracking
+
+
+def _receipt(stored: Stored) -> Receipt:
+    return Receipt(stored.message, stored.offset, _tracking(stored))
 
 
 def _stored(receipt: Receipt) -> Stored:

@@ -156,7 +156,7 @@ class MemoryInbox:
             touched.add(user)
             offsets.append(log.last)
             if options is not None and options.tracking is not None:
-                self._receipts.add(stored, options.tracking)
+                self._receipts.add(stored)
             if user in followed:
                 fresh.append(stored)
         self._trim(touched, now)
