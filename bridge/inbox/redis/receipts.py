@@ -243,9 +243,8 @@ class RedisReceipts:
             *self._reports.arguments(at, unwritten_s=unwritten_s()),
             *(self._servers.prefixes[tag] for tag in tags),
         )
-        if (
-            server_s
-        ):  # else there is no memory left, and other bridges write nothing either
+        # Empty if the server has no memory left. Other bridges write nothing then, either.
+        if server_s:
             self._reports.note(at, float(server_s))
         events: list[WorkerEvent] = []
         for tag, (open_count, waiting, elements) in zip(tags, reply, strict=True):

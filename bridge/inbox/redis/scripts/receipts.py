@@ -183,8 +183,9 @@ PUT_EVENT: Final = Script(VIEW + SETTLE + "put_event(ARGV[1], ARGV[2])\nreturn 1
 # and of bytes, key of the reports, the report (bridge_reports.py): how long something is not
 # written, the server's time at least (may be empty), after how long another session counts as
 # gone; then the prefix of each tag. Decides what was due before all reports, unless the server has
-# no memory left: publishing events frees some. Returns the server's time, empty in that case, then for each tag the number of messages whose outcome is open, and of events; then
-# element and number of the oldest events, at least one, unless another session has them.
+# no memory left: publishing events frees some. Returns the server's time, empty in that case, then
+# for each tag the number of messages whose outcome is open, and of events; then element and number
+# of the oldest events, at least one, unless another session has them.
 POLL: Final = Script(
     VIEW
     + SETTLE
