@@ -43,8 +43,10 @@ class Fleet:
         finally:
             await inbox.close()
 
-    def message(self, number: int = 0, user: str = "ann") -> Message:
-        """Return a message that must be delivered within 45 s."""
+    def message(
+        self, number: int = 0, user: str = "ann", *, is_tracked: bool = True
+    ) -> Message:
+        """Return a message that must be delivered within 45 s if it is tracked."""
         tracking = Tracking(
             wants_receipt=True,
             correlation_id=f"{user}{number}",
@@ -52,7 +54,9 @@ class Fleet:
         )
         options = MessageOptions(tracking=tracking)
         now_s = self.clock.now_s
-        return Message(user, "message", b"1", now_s, options=options)
+        return Message(
+            user, "message", b"1", now_s, options=options if is_tracked else None
+        )
 
 
 @pytest_asyncio.fixture
@@ -126,6 +130,23 @@ async def test_events_of_a_bridge_that_stops_are_published_by_another_one(
             return told(await other.pending_events(9)) == ["ann0.undelivered"]
 
         await eventually(is_there)
+
+
+async def test_an_append_of_a_tracked_message_looks_nothing_up(
+    fleet: Fleet, redis_server: RedisServer
+) -> None:
+    """It adds the receipt and its time; only a mark or a deletion decides about others."""
+    names = ("zadd", "zcard", "zrangebyscore", "lindex", "llen")
+    counts: list[list[int]] = []
+    async with fleet.bridge() as inbox:
+        for message in (fleet.message(), fleet.message(1, is_tracked=False)) * 2:
+            before = [calls_of(redis_server, name) for name in names]
+            await inbox.append([message])
+            after = [calls_of(redis_server, name) for name in names]
+            counts.append([b - a for a, b in zip(before, after, strict=True)])
+
+    *_, tracked, plain = counts  # the first ones of a user differ
+    assert [a - b for a, b in zip(tracked, plain, strict=True)] == [2, 0, 0, 0, 0]
 
 
 async def test_marks_of_many_users_are_written_in_several_calls(
