@@ -207,7 +207,7 @@ class SqliteReceipts:
                 duplicates.append(message)
                 continue
             if options.tracking is not None:
-                values += self._open(connection, message, offset, options.tracking, "")
+                values += self._open(connection, message, offset, options.tracking)
             if options.key is not None and message.user in self.open:
                 place = (message.user, message.event, options.key)
                 old = keyed.get(place) or self._find(connection, *place)
@@ -233,7 +233,7 @@ class SqliteReceipts:
         message: Message,
         offset: int,
         tracking: Tracking,
-        stored_id: str,
+        stored_id: str = "",
     ) -> tuple[object, ...]:
         """Note a receipt; return its row."""
         user = message.user
