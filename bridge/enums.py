@@ -190,8 +190,9 @@ class DeadLetterReason(_ExplainedEnum):
     )
     OTHER = (
         "other",
-        "it was dead-lettered neither by bridge nor because it expired; its headers may name the cause",
-        "Read its headers before a redrive.",
+        "it was dead-lettered neither by bridge nor because it expired; its headers may name "
+        "the cause. From the queue of commands: bridge refused the command",
+        "Read its headers before a redrive. A command cannot be redriven: publish it again.",
     )
 
     @property
