@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,21 @@ async def test_marks_of_many_users_are_written_in_several_calls(
 
     assert found == 4000
     assert calls >= 4
+
+
+async def test_a_key_costs_the_same_however_many_receipts_are_open(
+    fleet: Fleet, redis_server: RedisServer
+) -> None:
+    """A user who is away may have a thousand, while the progress of a job is reported."""
+    async with fleet.bridge() as inbox:
+        keyed = fleet.message()
+        keyed.options = MessageOptions(key="k")
+        await inbox.append([keyed])
+        await inbox.append([fleet.message(number) for number in range(90)])
+        before = calls_of(redis_server, "zrangebyscore")
+        await inbox.append([replace(keyed)])
+
+        assert calls_of(redis_server, "zrangebyscore") - before < 10
 
 
 async def test_without_memory_events_are_published_and_nothing_is_decided(

@@ -33,6 +33,7 @@ local candidate, publish = ARGV[5], ARGV[8]
 local max_retained = tonumber(ARGV[9])
 local fences_end = 11 + 2 * tonumber(ARGV[11])
 local asked_end = fences_end + 7 + 2 * tonumber(ARGV[fences_end + 7])
+local has_receipts = asked_end > fences_end + 7
 local batch_key = ARGV[asked_end + 1] .. 'b:' .. ARGV[6]
 -- Time decides nothing here, because other bridges may have marks that are not written.
 local rules, asked = rules_from(fences_end + 1, tonumber(ARGV[1]), math.huge), {}
@@ -73,14 +74,17 @@ local function publish_news(p, user, epoch, first, fresh)
   redis.pcall(publish, p .. 'c:' .. user, table.concat(parts))
 end
 
--- Returns how many messages the sorted set had before, and how many it has now.
-local function store_sparse(p, user, first, fresh, keys, modes, count_retained)
+-- Returns how many messages the sorted set had before, and how many it has now. Adds the offsets
+-- to `replaced` of those that newer ones replace.
+local function store_sparse(p, user, first, fresh, keys, modes, count_retained, replaced)
   local set, elements, retained = p .. 's:' .. user, p .. 'k:' .. user, p .. 'v:' .. user
   local before = call('ZCARD', set)
   local now = before
   for k = 1, #fresh do
     local offset = first + k - 1
     local place = keys[k] ~= '' and keys[k] or '\\1' .. offset
+    local old = replaced and keys[k] ~= '' and call('ZSCORE', set, place)
+    if old then table.insert(replaced, old) end
     now = now + call('ZADD', set, offset, place)
     call('HSET', elements, place, fresh[k])
     if modes[k] == RETAIN then
@@ -102,7 +106,7 @@ local function settle_before_trim(p, user, ...)
   end
 end
 
-local function note_receipts(p, user, before, results, may_decide)
+local function note_receipts(p, user, before, results, replaced, may_decide)
   local duplicates = {}
   for k = 1, #results do
     local receipt, offset = asked[before + k], tonumber(results[k])
@@ -117,6 +121,11 @@ local function note_receipts(p, user, before, results, may_decide)
     for _, receipt in ipairs(duplicates) do add_duplicate(p, user, receipt, known) end
   end
   if may_decide then settle(p, user, rules, '-inf') end
+  for _, offset in ipairs(replaced or {}) do
+    if call('ZRANGEBYSCORE', p .. 'w:' .. user, offset, offset)[1] then
+      settle(p, user, rules, offset, offset)
+    end
+  end
 end
 
 -- All reads come first, then RPUSH or ZADD, the only writes that may fail (out of memory). So
@@ -172,10 +181,13 @@ local function store(i, p, user, count, has_keys)
     end
   end
   if not has_fresh_key then upto = nil end
+  local replaced = nil
+  if upto and (has_receipts or call('ZCARD', p .. 'w:' .. user) > 0) then replaced = {} end
   if #fresh > 0 then
     local length
     if upto then
-      local before, now = store_sparse(p, user, first, fresh, keys, modes, count_retained)
+      local before, now =
+        store_sparse(p, user, first, fresh, keys, modes, count_retained, replaced)
       length = now
       if before == 0 or now > most / 2 then length = now + call('LLEN', list) end
       if before == 0 then
@@ -214,7 +226,7 @@ local function store(i, p, user, count, has_keys)
     if #noted > 0 then call('ZREMRANGEBYSCORE', ids, '-inf', '(' .. ARGV[4]) end
     publish_news(p, user, epoch, first, fresh)
   end
-  return results
+  return results, replaced
 end
 
 local i = asked_end + 1
@@ -223,22 +235,23 @@ while i <= #ARGV do
   i = i + 3
   local has_keys = count < 0
   count = math.abs(count)
-  local ok, results
+  local ok, results, replaced
   local trimmed_before = trimmed
   if had and had[#out + 1] ~= 'x' then
     results = {}
     for k = 1, count do results[k] = had[#out + k] end
   else
-    ok, results = pcall(store, i, p, user, count, has_keys)
+    ok, results, replaced = pcall(store, i, p, user, count, has_keys)
     if not ok then
       failure = results
       results = {}
       for k = 1, count do results[k] = 'x' end
-    elseif has_keys or asked_end > fences_end + 7 then
+    elseif has_keys or has_receipts then
       -- Other messages that were deleted are too old: a sweep decides about them.
-      local may_decide = has_keys or trimmed > trimmed_before
+      local may_decide = trimmed > trimmed_before
       -- Only a bug makes it fail. The messages stay stored, and a retry does not note receipts.
-      local noted, problem = pcall(note_receipts, p, user, #out, results, may_decide)
+      local noted, problem =
+        pcall(note_receipts, p, user, #out, results, replaced, may_decide)
       if not noted then failure = problem end
     end
     stored = stored or ok

@@ -64,12 +64,12 @@ local function element_at(p, user, offset, base, upto)
   return place and call('HGET', p .. 'k:' .. user, place) or ''
 end
 -- Decides about the receipts of a user from one offset to another; without a second one about
--- all that a mark, a deletion or a replacement may have decided.
+-- all that a mark or a deletion may have decided.
 local function settle(p, user, rules, low, high)
   local key, due = p .. 'w:' .. user, p .. 'd'
   if call('ZCARD', key) == 0 then return end
   local _, first, _, delivered, _, base, _, upto, kept = view(p, user, rules.most, rules.oldest)
-  if not high then high = kept < 0 and math.max(delivered, first - 1) or '+inf' end
+  if not high then high = math.max(delivered, first - 1) end
   local got = call('ZRANGEBYSCORE', key, low, high, 'WITHSCORES')
   for k = 1, #got, 2 do
     local receipt, offset = got[k], tonumber(got[k + 1])

@@ -129,7 +129,7 @@ for _, user in ipairs(users) do
   call('PERSIST', list)
   call('PERSIST', ids)
   call('ZREMRANGEBYSCORE', ids, '-inf', '(' .. ARGV[9])
-  settle(p, user, rules, '-inf')
+  settle(p, user, rules, '-inf', upto and '+inf')
   local length = call('LLEN', list)
   if upto then drop_expired(user) end
   if upto and length + call('ZCARD', p .. 's:' .. user) > 0 then
