@@ -365,14 +365,15 @@ async def test_a_malformed_direct_reply_to_ends_the_connection_and_holds_up_noth
     async with publishing(broker, namespace) as stage:
         await stage.begin()
         await stage.add(2, reply_to=malformed)
-        await eventually(lambda: stage.ids == ["id-1", "id-2"])
+        await stage.add(3, reply_to=stage.reply_to)  # in the same batch
+        await eventually(lambda: stage.ids == ["id-1", "id-2", "id-3"])
         await eventually(lambda: not stage.outbox.events)
-        await stage.add(3, reply_to=malformed)
-        await stage.add(4, reply_to=stage.reply_to)
-        await eventually(lambda: len(stage.replies) == 1)
+        await stage.add(4, reply_to=malformed)
+        await stage.add(5, reply_to=stage.reply_to)
+        await eventually(lambda: len(stage.replies) == 2)
         await eventually(lambda: not stage.outbox.events)
 
-        assert stage.ids == ["id-1", "id-2", "id-3", "id-4"]  # each once
+        assert stage.ids == [f"id-{number}" for number in range(1, 6)]  # each once
         replies = "bridge_event_replies"
         assert stage.count(replies, outcome="unconfirmed") == 1
         assert stage.count(replies, outcome="refused") == 1

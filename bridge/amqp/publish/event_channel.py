@@ -44,7 +44,7 @@ _PROBE_EVERY_S: Final = 60.0
 _CLOSE_WITHIN_S: Final = 2.0
 _REPLY_TO_MAX_BYTES: Final = 255
 _DIRECT: Final = "amq.rabbitmq.reply-to."
-_DIRECT_PAUSE_S: Final = 60.0
+_DIRECT_PAUSE_S: Final = 30.0
 # What most events have, up to the length of their id.
 _UP_TO_ID: Final = render_properties(
     Properties(
@@ -205,25 +205,35 @@ class EventChannel:
             raise self._unavailable(problem) from exc
         for key, count in Counter(event.routing_key for event in events).items():
             self._metrics.events_published.labels(key).inc(count)
-        if replies:
-            await self._send_replies(replies)
+        await self._send_replies([one for one in replies if not _is_direct(one)])
+        if not await self._send_replies(list(filter(_is_direct, replies))):
+            self._direct.pause()
         found = {key: (exchange, key.encode()) not in self._returned for key in checked}
         self._returned.clear()
         return found
 
-    async def _send_replies(self, events: Sequence[WorkerEvent]) -> None:
-        """Publish the replies of `events`; never raises, because the events were published."""
+    async def _send_replies(self, events: Sequence[WorkerEvent]) -> bool:
+        """
+        Publish the replies of `events`; never raises, because the events were published.
+
+        Returns:
+            False if the channel or connection was lost.
+
+        """
+        if not events:
+            return True
+        is_lost = False
         self._connection.write(b"".join(map(self._render_reply, events)))
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_REPLIES_WITHIN_S):
                     await self._until(lambda: not self._unconfirmed)
         except BrokerUnavailableError:
-            if any((event.reply_to or "").startswith(_DIRECT) for event in events):
-                self._direct.pause()
+            is_lost = True
         for _ in self._unconfirmed:
             self._count(ReplyOutcome.UNCONFIRMED)
         self._unconfirmed.clear()
+        return not is_lost
 
     # --- writing
 
@@ -252,8 +262,7 @@ class EventChannel:
         queue = (event.reply_to or "").encode()
         # A receipt in a queue of bridge would be taken for a message or a command.
         is_own = queue.startswith(f"{self._names.namespace}.".encode())
-        is_direct = (event.reply_to or "").startswith(_DIRECT)
-        is_paused = is_direct and not self._direct.are_allowed
+        is_paused = _is_direct(event) and not self._direct.are_allowed
         if is_own or is_paused or not queue or len(queue) > _REPLY_TO_MAX_BYTES:
             self._count(ReplyOutcome.REFUSED)
         elif not self._may_reply:
@@ -323,3 +332,7 @@ class EventChannel:
 
     def _count(self, outcome: ReplyOutcome) -> None:
         self._metrics.event_replies.labels(outcome).inc()
+
+
+def _is_direct(event: WorkerEvent) -> bool:
+    return (event.reply_to or "").startswith(_DIRECT)
