@@ -5,12 +5,16 @@
 .PHONY: help demo docs test test-redis faults faults-fleet bench bench-fleet lint format types check lock clean
 
 PYTEST_ARGS ?=
-# Most tests wait for something: three processes halve the time on two cores. Each file runs
-# in one process, because its tests share fixtures; the longest one comes first.
-PYTEST_PROCESSES ?= 3
+# Most tests wait for something: two cores have work for four processes. Each file runs in one
+# process, because its tests share fixtures; the longest one comes first.
+PYTEST_PROCESSES ?= 4
 FAULTS_ARGS ?=
 REDIS ?= valkey-server
 BENCH_ARGS ?=
+
+# A run starts some hundred Python processes. If the environment forbids them to write bytecode,
+# each of them compiles the sources.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
