@@ -201,7 +201,7 @@ local function report()
   local noted = redis.pcall('ZADD', reports, score, session)
   local is_full = type(noted) == 'table' and string.find(noted.err, 'OOM', 1, true)
   if type(noted) == 'table' and not is_full then error(noted.err) end
-  -- Not the first write, which without memory only a command may be that frees some.
+  -- Without memory, the first write of a script must be one that frees some. Others may follow.
   call('ZREMRANGEBYSCORE', reports, '-inf', now - gone)
   if is_full then call('ZADD', reports, score, session) end
   local got = call('ZRANGEBYSCORE', reports, '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, 2)
