@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import aio_pika
+import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from structlog.testing import capture_logs
 from yarl import URL
@@ -666,6 +667,50 @@ async def test_a_late_return_of_a_reply_is_not_taken_for_that_of_an_event(
         connection.reader.pass_on()
 
         assert await published == {"message.delivered": True}
+
+
+class LosingReader(RequestReader):
+    """A reader that can end its connection as soon as an event is confirmed."""
+
+    lose: Callable[[], None] | None = None
+
+    def subscribe_publishes(
+        self, channel: int, on_confirm: OnConfirm, on_returned: OnReturned
+    ) -> None:
+        """Pass confirms on, and end the connection."""
+
+        def confirmed(confirm: Confirm) -> None:
+            on_confirm(confirm)
+            if self.lose is not None:
+                self.lose()
+
+        super().subscribe_publishes(channel, confirmed, on_returned)
+
+
+@pytest.mark.parametrize("with_another", [True, False])
+async def test_a_loss_before_direct_replies_are_sent_does_not_stop_later_ones(
+    broker: LocalNode, namespace: str, *, with_another: bool
+) -> None:
+    """They were not its cause."""
+    metrics, direct = Metrics(), DirectReplies()
+    async with connected(
+        BrokerAddress((broker.url,)), purpose=Purpose.EVENTS, reader=LosingReader
+    ) as connection:
+        channel = await open_event_channel(
+            connection,
+            BrokerNames(namespace),
+            timeout_s=15.0,
+            metrics=metrics,
+            direct=direct,
+        )
+        connection.reader.lose = connection.abort
+        other = WorkerEvent("1", "message.delivered", "ann", b"{}", 0.0, "a-queue")
+        events = [replace(other, id="2", reply_to="amq.rabbitmq.reply-to.x.y")]
+        await channel.publish([other, *events] if with_another else events)
+
+        assert direct.are_allowed
+        unconfirmed = metrics.total("bridge_event_replies", outcome="unconfirmed")
+        assert unconfirmed == 1 + with_another
 
 
 async def test_published_returns_when_the_first_event_comes_without_a_broker(

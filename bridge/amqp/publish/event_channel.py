@@ -217,19 +217,19 @@ class EventChannel:
         Publish the replies of `events`; never raises, because the events were published.
 
         Returns:
-            False if the channel or connection was lost.
+            False if the channel or connection was lost after they were sent.
 
         """
         if not events:
             return True
-        is_lost = False
-        self._connection.write(b"".join(map(self._render_reply, events)))
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_REPLIES_WITHIN_S):
-                    await self._until(lambda: not self._unconfirmed)
-        except BrokerUnavailableError:
-            is_lost = True
+        frames, is_lost = b"".join(map(self._render_reply, events)), False
+        if not self._wire.is_closed and self._connection.write(frames):
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_REPLIES_WITHIN_S):
+                        await self._until(lambda: not self._unconfirmed)
+            except BrokerUnavailableError:
+                is_lost = True
         for _ in self._unconfirmed:
             self._count(ReplyOutcome.UNCONFIRMED)
         self._unconfirmed.clear()
