@@ -114,9 +114,9 @@ ADD: Final = (
     f"local ADDRESSES_MAX = {ADDRESSES_MAX}"
     + """
 local function parts_of(receipt)
-  local _, _, _, flags, id_length, tracking_length = struct.unpack('<dddBHH', receipt)
+  local _, _, _, flags, id_length, stored_id_length = struct.unpack('<dddBHH', receipt)
   local id_end = 29 + id_length
-  return flags, string.sub(receipt, 30, id_end), id_end + tracking_length
+  return flags, string.sub(receipt, 30, id_end), id_end + stored_id_length
 end
 local function add_receipt(p, user, offset, receipt)
   local _, deadline, late = struct.unpack('<ddd', receipt)
