@@ -405,9 +405,9 @@ class ReplyOutcome(StrEnum):
 
     SENT = "sent"
     UNROUTABLE = "unroutable"  # there is no such queue
-    REFUSED = "refused"  # a queue of bridge, or no name of a queue
+    REFUSED = "refused"  # of bridge, no name, or direct ones are paused
     NOT_PERMITTED = "not_permitted"  # bridge may not write to the default exchange
-    UNCONFIRMED = "unconfirmed"  # not in time, or the queue is full
+    UNCONFIRMED = "unconfirmed"  # not in time, a full queue, or a loss
 
 
 class ControlOutcome(StrEnum):
