@@ -8,6 +8,8 @@ import orjson
 import structlog
 from aiohttp import ClientConnectionResetError, web
 
+from bridge.core.reason_phrase import reason_phrase
+
 log = structlog.get_logger(__name__)
 
 # What an application serves, for answers to requests that were meant for the other port.
@@ -43,7 +45,7 @@ def problem(
     """
     body = {
         "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
+        "title": reason_phrase(status),
         "status": status,
         "detail": detail,
     }

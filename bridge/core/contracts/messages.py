@@ -281,7 +281,7 @@ class Problem(Contract):
     model_config = examples(
         {
             "type": "about:blank",
-            "title": "Unprocessable Entity",
+            "title": "Unprocessable Content",
             "status": 422,
             "detail": "user is missing",
             "pointer": "/user",

@@ -1,7 +1,6 @@
 """Validation of requests: from text to a model, or to the problem with it."""
 
 from collections.abc import Iterable
-from http import HTTPStatus
 from typing import Final
 
 import orjson
@@ -13,6 +12,7 @@ from bridge.core.event_schemas import EventSchemas
 from bridge.core.json_text import parse_json, parse_json_exactly
 from bridge.core.message import MessageLimits
 from bridge.core.message_options import undelivered_after_problem
+from bridge.core.reason_phrase import reason_phrase
 from bridge.enums import EVENT_DEFAULT
 
 # Errors that need a change of the program that sends the request, and are answered with
@@ -129,7 +129,7 @@ def json_safe(text: str) -> str:
 
 def _problem(status: int, detail: str, *, pointer: str | None = None) -> Problem:
     return Problem(
-        title=HTTPStatus(status).phrase, status=status, detail=detail, pointer=pointer
+        title=reason_phrase(status), status=status, detail=detail, pointer=pointer
     )
 
 

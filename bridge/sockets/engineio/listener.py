@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
+from bridge.core.reason_phrase import reason_phrase
 from bridge.core.websocket_handshake import Handshake, parse_handshake
 from bridge.enums import ConnectionRefusal
 from bridge.server_certificate import PortCertificate
@@ -234,7 +235,7 @@ class _HttpHandler(RequestHandler):
         if isinstance(exc, LineTooLong):
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         if message is not None:
-            message = HTTPStatus(status).phrase
+            message = reason_phrase(status)
         response = super().handle_error(request, status, exc, message)
         response.headers["Server"] = "bridge"
         return response

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from aiohttp import web
 
+from bridge.core.reason_phrase import reason_phrase
 from bridge.sockets.engineio.websocket import CLOSE_TIMEOUT_S
 
 # Engine.IO joins the packets of one body with this character.
@@ -242,7 +243,7 @@ class BodyError(ValueError):
     """A body cannot be read. `status` is the response."""
 
     def __init__(self, status: HTTPStatus) -> None:
-        super().__init__(status.phrase)
+        super().__init__(reason_phrase(status))
         self.status = status
 
 

@@ -19,6 +19,7 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from bridge.clock import real_time
+from bridge.core.reason_phrase import reason_phrase
 from bridge.core.websocket_handshake import (
     Handshake,
     subprotocol,
@@ -244,7 +245,9 @@ class EngineServer:
             return _plain(400, "this session uses a WebSocket")
         if request.method == "POST":
             status = await session.post(request)
-            return _plain(status, "ok" if status == HTTPStatus.OK else status.phrase)
+            return _plain(
+                status, "ok" if status == HTTPStatus.OK else reason_phrase(status)
+            )
         packets = await session.poll(request) if request.method == "GET" else []
         return _packets(packets) if packets else _plain(400, "the session is closed")
 

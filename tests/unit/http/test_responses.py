@@ -41,7 +41,7 @@ def test_a_problem_has_a_detail_and_a_pointer() -> None:
     assert response.content_type == "application/problem+json"
     assert response.headers["Retry-After"] == "2"
     assert response.body == (
-        b'{"type":"about:blank","title":"Unprocessable Entity","status":422,'
+        b'{"type":"about:blank","title":"Unprocessable Content","status":422,'
         b'"detail":"user is empty","pointer":"/user"}'
     )
 

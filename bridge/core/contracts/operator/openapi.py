@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from http import HTTPStatus
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -11,6 +10,7 @@ from bridge import __version__
 from bridge.core.contracts.json_schema import schema_body, schema_name
 from bridge.core.contracts.messages import Problem
 from bridge.core.contracts.operator.operation import AnyOperation, NoBody
+from bridge.core.reason_phrase import reason_phrase
 
 Tree = dict[str, Any]
 
@@ -133,4 +133,4 @@ def _content(model: type[BaseModel], media_type: str = "application/json") -> Tr
 
 def _response(status: int, model: type[BaseModel], media_type: str) -> Tree:
     content = _content(model, media_type)
-    return {"description": HTTPStatus(status).phrase, "content": content}
+    return {"description": reason_phrase(status), "content": content}
