@@ -262,11 +262,17 @@ class Pipeline:
             await self._announce(ephemeral)
 
     async def _add_events(self, events: Sequence[WorkerEvent]) -> None:
-        await self._check_events()
+        self._require_room_for_events()
         # Together, because each may wait for the disk.
         await asyncio.gather(*map(self._inbox.add_event, events))
 
-    async def _check_events(self) -> None:
+    async def _wait_for_room(self, batch: Batch) -> None:
+        async def check() -> None:
+            self._require_room_for_events()
+
+        await self._with_retries(batch, check, doing="add_event")
+
+    def _require_room_for_events(self) -> None:
         """Raise if no message may be settled now that makes more events for workers."""
         problem = self._events_problem()
         if problem is not None:
@@ -363,14 +369,15 @@ class Pipeline:
             letter = DeadLetter(_TOO_MANY_RETAINED, attempt_of(delivery))
             await self._dead_letter(batch, delivery, letter)
 
-    async def _append(
+    def _append(
         self, batch: Batch, messages: Sequence[Message]
-    ) -> Sequence[int | None]:
+    ) -> Awaitable[Sequence[int | None]]:
+        # No coroutine: it would be created for each batch.
         if self._events_problem() is not None and any(map(_is_tracked, messages)):
-            await self._check_events()
+            self._require_room_for_events()
         if self._fencing is not None:
-            return await self._fencing.append(batch, messages)
-        return await self._inbox.append(messages)
+            return self._fencing.append(batch, messages)
+        return self._inbox.append(messages)
 
     async def _retry_or_dead_letter(
         self,
@@ -418,7 +425,7 @@ class Pipeline:
         event = dead_event(delivery, reason, at_s=at_s)
         if event is not None:
             publish = partial(self._publish_and_tell, publish, event)
-            await self._with_retries(batch, self._check_events, doing="add_event")
+            await self._wait_for_room(batch)
         on_published = partial(self._note_dead_letter, delivery, letter)
         await self._hold(batch, delivery, Outcome.DEAD_LETTER, publish, on_published)
 
