@@ -1,5 +1,6 @@
 """Users and messages in the console, also with hostile names."""
 
+from datetime import UTC, datetime, timedelta
 from time import time
 from typing import Final
 
@@ -222,6 +223,8 @@ async def test_hostile_names_are_shown_as_text_on_every_page(
 
     async with opened_console(browser, url, size=NARROW) as console:
         page = console.page
+        # Times of another day are shown with their date, which makes them longer.
+        await page.clock.set_system_time(datetime.now(UTC) + timedelta(days=1))
         await console.go("Users", "users")
         for user in HOSTILE:
             await page.get_by_role("link", name=seen(user), exact=True).click()
