@@ -73,14 +73,19 @@ def run(load: LoadSettings) -> None:
 
 def tune_garbage_collector() -> None:
     """
-    Run the cyclic garbage collector less often.
+    Run the cyclic garbage collector less often, and never on many objects at once.
 
     By default it runs after 700 new objects, which is less than one batch of messages. That
     was a third of the CPU time per message, and messages contain no cycles. Objects that
     exist now live until the end, so they are excluded from all collections.
+
+    Every second collection moves what it has visited to the oldest generation. The middle one
+    would otherwise grow to ten times as many objects: with 100,000 messages in memory, its
+    collection blocked the process for 0.2 s. The oldest is collected after 2.4 million new
+    objects, if it has grown by a quarter.
     """
     gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
+    gc.set_threshold(10_000, 0, 120)
 
 
 def _worker_command(slot: WorkerSlot, port: int, control_fd: int) -> list[str]:

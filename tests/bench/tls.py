@@ -24,6 +24,7 @@ from typing import Final
 import uvloop
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from bridge.cli.run import tune_garbage_collector
 from bridge.logging import configure_logs
 from tests.certificates import Authority
 from tests.conftest import eventually
@@ -49,7 +50,7 @@ def main() -> None:
         uvloop.run(_open_pages(windows, port=int(sys.argv[2]), cafile=sys.argv[3]))
         return
     configure_logs(level="error", log_format="json")
-    gc.set_threshold(20_000, 10, 10)  # as in `bridge run`
+    tune_garbage_collector()
     print("| | KiB a window | µs a connect | µs a write |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         authority = Authority(Path(folder), "authority")
