@@ -50,6 +50,7 @@ _DELAY_MAX_MS: Final = 3_600_000  # more is a jump of the clock
 _LEAVE_WITHIN_S: Final = 5.0
 _MANUAL_ACKS: Final = (".acks", ".fresh")  # ends of the names of windows that have them
 _CLOCK: Final = "clock jumps"  # part of the name of that fault
+_PAGE_NETWORK: Final = "network between pages and bridge"  # part of those names
 MOST_CONNECTS: Final = "most connects per second after the first fault"
 Name = tuple[str, int]  # identifies a message of a user: producer and number
 
@@ -214,7 +215,7 @@ class Checker:
         self._has_faults = False
         # When the clock of a bridge was changed, and set right again.
         self._clock_jumps: list[tuple[float, float]] = []
-        self._clock_wrong_from: dict[int, float] = {}  # by round
+        self._faults_from: dict[tuple[int, str], float] = {}  # by round and kind
         self._connects: deque[float] = deque()  # their times in the last second
 
     def feed(self, event: Event) -> None:  # noqa: C901, PLR0912 - one line for each kind of event
@@ -254,13 +255,9 @@ class Checker:
                 pass
             case FaultStarted():  # counted when it ends
                 self._has_faults = True
-                if _CLOCK in event.kind:
-                    self._clock_wrong_from[event.round] = event.t
+                self._faults_from[event.round, event.kind] = event.t
             case FaultEnded():
-                if _CLOCK in event.kind:
-                    began_t = self._clock_wrong_from.pop(event.round)
-                    self._clock_jumps.append((began_t, event.t))
-                self.counts["faults" if event.happened else "faults missed"] += 1
+                self._fault_ended(event)
             case Overdue():
                 self._violate(Violation.HELD_UP, event)
             case Alive():
@@ -494,6 +491,19 @@ class Checker:
         key = user.messages[name].key
         is_replaced = key is not None and user.newest[name[0], key] > name[1]
         return outcome == ReceiptOutcome.REPLACED and is_replaced
+
+    # --- faults
+
+    def _fault_ended(self, event: FaultEnded) -> None:
+        self.counts["faults" if event.happened else "faults missed"] += 1
+        began_t = self._faults_from.pop((event.round, event.kind))
+        if _CLOCK in event.kind:
+            self._clock_jumps.append((began_t, event.t))
+        if _PAGE_NETWORK in event.kind:
+            # A page left, and the bridge wrote to it until it learned that, which is now.
+            for user in self._users.values():
+                if any(began_t <= leave_t for leave_t in user.leaves_t):
+                    user.leaves_t.append(event.t)
 
     # --- windows
 

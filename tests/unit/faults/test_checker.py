@@ -506,6 +506,31 @@ def test_a_page_that_is_reloaded_may_not_see_what_was_delivered() -> None:
     assert violations(close("transport close")) == false
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("network between pages and bridge: frozen", {}),
+        ("network between bridge and RabbitMQ: frozen", {Violation.FALSE_OUTCOME: 1}),
+    ],
+)
+def test_a_bridge_may_learn_late_that_a_page_has_left(
+    kind: str, expected: dict[str, int]
+) -> None:
+    """Until then it writes to the page, and the close that comes later is an answer."""
+    events = [
+        opened("ann.js"),
+        FaultStarted(0.5, 1, kind),
+        Disconnected(0.8, "ann.js", "io client disconnect"),
+        *tracked(1, 1, key="k"),
+        *keyed(2, 2),
+        FaultEnded(3, 1, kind, happened=True),
+        reported(1),
+        got(30, 2, 2, window="ann.js"),
+    ]
+
+    assert violations(events) == expected
+
+
 def test_a_dead_letter_has_an_outcome_or_was_never_seen_by_bridge() -> None:
     """RabbitMQ dead-letters what it cannot route, and gives no reason."""
     base = [opened(), *tracked(1, 1)]
