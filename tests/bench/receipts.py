@@ -23,6 +23,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time, time
 
+from bridge.cli.run import tune_garbage_collector
 from bridge.core.message import Message
 from bridge.core.message_options import MessageOptions, Tracking
 from bridge.core.redis_address import parse_redis
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--store", choices=STORES, action="append")
     parser.add_argument("--messages", type=int, default=100_000)
     given = parser.parse_args()
+    tune_garbage_collector()
     for name in given.store or STORES:
         with TemporaryDirectory() as folder:
             asyncio.run(measure(name, Path(folder), given.messages))
