@@ -23,7 +23,7 @@ KINDS = {
     ROLLING,
 }
 USERS = 76
-DRAIN_PER_S = 20
+DRAIN_PER_S = 12
 
 
 def most_in_a_second(times: Iterable[float]) -> int:
@@ -71,5 +71,5 @@ async def test_a_fleet_loses_no_message_when_parts_of_it_die(tmp_path: Path) -> 
     assert verdict.counts["windows"] >= 140
     assert verdict.counts["bridges with windows"] == 3
     # Without pacing, the second and the third bridge would each disconnect 75 or more at
-    # once. With pacing, some connections can still bunch up on a busy machine.
-    assert most_in_a_second(connects_while_rolling(result)) < 2.5 * DRAIN_PER_S
+    # once. With pacing, connections that a busy machine holds up can still come together.
+    assert most_in_a_second(connects_while_rolling(result)) < 5 * DRAIN_PER_S
