@@ -21,7 +21,7 @@ tests/unit/test_architecture.py checks that.
     fencing          prevents a bridge that lost its queue from storing messages
     outbox           publishes dead letters and retries while the pipeline continues
     event_publisher  publishes receipts and other events for workers
-    presence         tells the store which users have windows here
+    presence         notes in the store which users have windows here
     pipeline         the consume loop: parse, append, settle. Read it first
     gauges           measures queues and the disk of the store
     readiness        whether the bridge is ready, and why not

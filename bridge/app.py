@@ -43,7 +43,7 @@ log = structlog.get_logger(__name__)
 _FIRST_TRY_S: Final = 5.0
 _CLOSE_S: Final = 5.0
 _READY_POLL_S: Final = 0.05
-# What workers are told about the last messages; usually a few milliseconds.
+# Publishing the events about the last messages; usually a few milliseconds.
 _EVENTS_S: Final = 2.0
 # The share of the drain timeout that settling may use; windows get the rest.
 _SETTLING_SHARE: Final = 0.5

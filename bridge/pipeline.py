@@ -424,12 +424,12 @@ class Pipeline:
         at_s, reason = self._clock.wall_s(), letter.rejection.reason
         event = dead_event(delivery, reason, at_s=at_s)
         if event is not None:
-            publish = partial(self._publish_and_tell, publish, event)
+            publish = partial(self._publish_and_report, publish, event)
             await self._wait_for_room(batch)
         on_published = partial(self._note_dead_letter, delivery, letter)
         await self._hold(batch, delivery, Outcome.DEAD_LETTER, publish, on_published)
 
-    async def _publish_and_tell(
+    async def _publish_and_report(
         self, publish: Callable[[], Awaitable[None]], event: WorkerEvent
     ) -> None:
         """Publish a dead letter; then store that it is one, before the delivery is acked."""

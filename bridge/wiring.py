@@ -388,7 +388,7 @@ def inbox_of(
 def presence_of(
     settings: Settings, store: PresenceStore, *, rooms: Callable[[], Rooms]
 ) -> PresenceReporter | None:
-    """Return what tells the store who has windows in `rooms`; ``None`` if it is turned off."""
+    """Return the reporter of who has windows in `rooms`; ``None`` if it is turned off."""
     if not settings.presence:
         return None
     return PresenceReporter(

@@ -36,7 +36,7 @@ _THROTTLE_MAX_S: Final = 3600.0
 @dataclass(slots=True)
 class Tracking:
     """
-    What a producer wants to be told about one message (core/receipts.py).
+    What a producer asks bridge to report about one message (core/receipts.py).
 
     Like `Receipt` and `WorkerEvent` not frozen, because thousands are created per second.
 
@@ -69,7 +69,7 @@ class MessageOptions:
             time, and always the last one; ``None`` for no limit.
         is_retained: From now on new windows receive the newest message of the key first.
         is_cleared: From now on they do not.
-        tracking: What the producer wants to be told about it; ``None`` for nothing.
+        tracking: What bridge reports about it to workers; ``None`` for nothing.
 
     """
 
@@ -192,7 +192,7 @@ def asks_for_receipt(headers: bytes | None) -> bool:
 def _parse_tracking(
     found: Mapping[bytes, bytes], max_age_s: float
 ) -> Tracking | str | None:
-    """Return what the producer wants to be told; a sentence if a value is invalid."""
+    """Return what the producer asks bridge to report; a sentence if a value is invalid."""
     receipt, after = found.get(_RECEIPT), found.get(_UNDELIVERED_AFTER)
     wants_receipt = receipt is not None and _flag(receipt)
     if wants_receipt is None:

@@ -1,11 +1,11 @@
 """
-What workers are told about a message: its final outcome, or that it is late.
+What bridge reports to workers about a message: its final outcome, or that it is late.
 
 A tracked message asked for a receipt, or has a time after which it counts as undelivered.
 Until its outcome is decided, the store keeps a `Receipt` for it. A store decides in the
-transaction that moves the delivered mark, deletes or replaces messages, and it puts what is
-to be published into its event outbox in the same transaction. So an outcome is decided once,
-and what a worker is told cannot differ from what the inbox did.
+transaction that moves the delivered mark, deletes or replaces messages, and it adds the event
+to its outbox in the same transaction. So an outcome is decided once, and an event cannot
+differ from what the inbox did.
 """
 
 from collections.abc import Iterable, Sequence
@@ -103,7 +103,7 @@ class Receipt:
     Attributes:
         message: The message. Its data may be missing.
         offset: Where it is in the inbox.
-        tracking: What the producer wants to be told; without `undelivered_after_s` if that
+        tracking: What the producer asked for; without `undelivered_after_s` if that
             was published already.
         stored_id: Its `id`, if the store has one of its own for it.
 
@@ -244,7 +244,8 @@ def duplicate_tracking(
         duplicate: What the producer of the duplicate wants.
 
     Returns:
-        ``None`` if it will be told already, if too many are, or if the message is not tracked.
+        ``None`` if the address receives the outcome already, if the message has
+        `ADDRESSES_MAX` addresses, or if it is not tracked.
 
     """
     known = list(originals)

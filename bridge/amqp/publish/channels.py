@@ -131,7 +131,7 @@ class ChannelPool:
     async def ready(self) -> None:
         """Wait while the broker blocks the connection (memory or disk alarm)."""
         # A message sent now would wait in the socket. The broker would store it after the
-        # alarm, long after the caller was told that it failed.
+        # alarm, long after the call has failed.
         await self._wire.ready()
 
     @asynccontextmanager

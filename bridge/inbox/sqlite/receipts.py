@@ -337,8 +337,7 @@ class SqliteReceipts:
         """
         Decide about the next receipts that are due by the passing of time.
 
-        Those that were looked at and are not really due, after a jump of the clock, follow
-        when all others were looked at.
+        After a jump of the clock some only seem due. They are checked again after all others.
 
         Returns:
             Whether there may be more.

@@ -52,7 +52,7 @@ T = TypeVar("T")
 _NOT_OPEN: Final = "it is not open yet"
 # Each checks 500 users.
 _FORGET_STEPS: Final = 100
-# Each decides about 500 receipts: those that follow wait until events were published.
+# Each decides about 500 receipts. Later ones wait until events were published.
 _DUE_STEPS: Final = 4
 
 
