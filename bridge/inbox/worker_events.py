@@ -1,6 +1,6 @@
 """The bodies of what is published: about messages, deliveries that never were stored, and users."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
 from math import inf
@@ -54,8 +54,7 @@ def render_event(
         f"{receipt.id}.{name}",
         f"message.{name}",
         message.user,
-        # A copy, because orjson's bytes keep a larger buffer alive.
-        bytes(memoryview(orjson.dumps(body))),
+        _dumps(body),
         at_s,
         tracking.reply_to if is_final else None,
         tracking.correlation_id,
@@ -138,6 +137,9 @@ def presence_event(user: str, *, windows: int, at_s: float, seq: int) -> WorkerE
     # The name of a user may be too long for the id of a message.
     digest = blake2b(user.encode(), digest_size=8).hexdigest()
     change = PresenceChange.ONLINE if windows else PresenceChange.OFFLINE
+    return WorkerEvent(f"{digest}.{seq}", change, user, _dumps(body), at_s)
+
+
+def _dumps(body: Mapping[str, object]) -> bytes:
     # A copy, because orjson's bytes keep a larger buffer alive.
-    body_bytes = bytes(memoryview(orjson.dumps(body)))
-    return WorkerEvent(f"{digest}.{seq}", change, user, body_bytes, at_s)
+    return bytes(memoryview(orjson.dumps(body)))

@@ -80,8 +80,8 @@ class MemoryReceipts:
         """Call `wake` after each event."""
         self._wake = wake
 
-    def pending(self, limit: int) -> Sequence[WorkerEvent]:
-        """Return the oldest events."""
+    def pending(self, limit: int | None = None) -> Sequence[WorkerEvent]:
+        """Return the oldest events, at most `limit`."""
         return list(islice(self._events.values(), limit))
 
     def confirm(self, events: Iterable[WorkerEvent]) -> None:
@@ -115,10 +115,6 @@ class MemoryReceipts:
     def open_of(self, user: str) -> Sequence[Receipt]:
         """Return the receipts of a user whose outcome is open."""
         return [_receipt(each) for each in self.open.get(user, ())]
-
-    def waiting(self) -> Sequence[WorkerEvent]:
-        """Return all events, oldest first."""
-        return list(self._events.values())
 
     def add(self, stored: Stored) -> None:
         """Add the newest message of a user."""

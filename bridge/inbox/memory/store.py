@@ -79,7 +79,7 @@ class MemoryInbox:
             self._seen,
             self._state,
             self._receipts.open_of,
-            self._receipts.waiting,
+            self._receipts.pending,
         )
 
     async def exists(self) -> bool:
