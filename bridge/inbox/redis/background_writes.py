@@ -197,7 +197,7 @@ class BackgroundWrites:
             if not timed or timed[-1][0] < marks[key]:
                 moved.append((key, marks[key], 0.0))
         known = self._receipts.users
-        told = {user: known[user] for user, _ in part if user in known}
+        tracked = {user: known[user] for user, _ in part if user in known}
         arguments: list[Argument] = [*self._rules()]
         for (user, epoch), offset, ago_s in moved:
             prefix = self._servers.prefixes[tag_of(user)]
@@ -211,7 +211,7 @@ class BackgroundWrites:
                 self._timed[key] = left
             user = key[0]
             # A tracked message may have arrived since the script ran.
-            if not count and user in told and known.get(user) == told[user]:
+            if not count and user in tracked and known.get(user) == tracked[user]:
                 del known[user]
-        if told:
-            self._receipts.notify(*map(tag_of, told))
+        if tracked:
+            self._receipts.notify(*map(tag_of, tracked))

@@ -32,7 +32,7 @@ The keys of a user; each begins with a prefix that ends in the hash tag of the u
     t:KEY        a trial: a count
     w:USER       a sorted set of the receipts whose outcome is open, by offset
     o0:USER      a hash: message id -> outcome, for duplicates; o1 and o2 take turns with it. They
-                 have a time to live, because a loss costs only that a duplicate is not told
+                 have a time to live, because a loss costs only the event for a duplicate
     d            a sorted set: "OFFSET USER" of each tracked message whose outcome is open, by
                  the time of the next decision that time alone leads to (may be infinite)
     e            a sorted set: the event outbox, numbered

@@ -43,7 +43,7 @@ local function put_event(p, element)
 end
 -- A hash ends as a whole. So there are three, each for the outcomes of one span of time.
 local function outcomes_key(p, user, span) return p .. 'o' .. span .. ':' .. user end
-local function tell(p, user, receipt, outcome, rules, data)
+local function put_outcome(p, user, receipt, outcome, rules, data)
   local taken, _, _, flags, id_length = struct.unpack('<dddBH', receipt)
   local is_old = taken < rules.oldest and 1 or 0
   local element = 'D' .. struct.pack('<dBBHH', rules.at, outcome, is_old, #user, #receipt)
@@ -89,10 +89,10 @@ local function settle(p, user, rules, low, high)
       or (final ~= REPLACED and has_passed(rules, taken, late)))
     if is_late then
       local data = element_at(p, user, offset, base, upto)
-      tell(p, user, receipt, UNDELIVERED, rules, data)
+      put_outcome(p, user, receipt, UNDELIVERED, rules, data)
     end
     local is_wanted = flags % 2 == 1
-    if final and is_wanted then tell(p, user, receipt, final, rules, '') end
+    if final and is_wanted then put_outcome(p, user, receipt, final, rules, '') end
     if final or is_late then
       call('ZREM', key, receipt)
       if is_wanted and not final then
@@ -166,11 +166,11 @@ local function add_duplicate(p, user, receipt, known)
   local element = last_outcome(p, user, id)
   if element then
     local at, outcome, is_old, user_length = struct.unpack('<dBBH', element, 2)
-    local told = string.sub(element, 16 + user_length)
-    local _, _, told_end = parts_of(told)
-    told = string.sub(told, 1, told_end) .. address
-    put_event(p, 'D' .. struct.pack('<dBBHH', at, outcome, is_old, #user, #told)
-      .. user .. told)
+    local copy = string.sub(element, 16 + user_length)
+    local _, _, copy_end = parts_of(copy)
+    copy = string.sub(copy, 1, copy_end) .. address
+    put_event(p, 'D' .. struct.pack('<dBBHH', at, outcome, is_old, #user, #copy)
+      .. user .. copy)
   end
 end
 """
@@ -236,7 +236,7 @@ local out = {is_full and '' or string.format('%.6f', server)}
 for i = 15, #ARGV do
   local p = ARGV[i]
   local due, is_done = p .. 'd', false
-  -- Those that are due, or after a jump of the clock seem so, may be more than one poll looks at.
+  -- After a jump of the clock more receipts may seem due than one poll looks at.
   local skipped = call('HMGET', p .. 'h', '\\1skipped')[1]
   local skip = tonumber(skipped or 0)
   while not is_done and looks > 0 and not has_added_enough() do
@@ -250,7 +250,7 @@ for i = 15, #ARGV do
       looks = looks - 1
       local offset, user = string.match(member, '^(%d+) (.*)$')
       settle(p, user, rules, offset, offset)
-      -- One without receipts is left over.
+      -- A member without receipts is obsolete.
       if not call('ZRANGEBYSCORE', p .. 'w:' .. user, offset, offset)[1] then
         call('ZREM', due, member)
       elseif tonumber(call('ZSCORE', due, member)) <= rules.now then
