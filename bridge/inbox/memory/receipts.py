@@ -34,6 +34,7 @@ _STALE_MAX: Final = 1000
 # The most that one call decides because of the time, which takes some milliseconds. It also ends
 # when an event for each would have more data than `EVENT_BYTES`.
 _STEP: Final = 1000
+# A member of an enum is slow to look up.
 _LATE: Final = ReceiptOutcome.UNDELIVERED
 _REPLACED: Final = ReceiptOutcome.REPLACED
 _TRIMMED: Final = ReceiptOutcome.TRIMMED
