@@ -40,7 +40,7 @@ class RedisSweeper:
         self._store = store
         self._count_subscribers = "SHARDNUMSUB" if is_cluster else "NUMSUB"
         self._tag = 0
-        self._after = b""
+        self._bound = b""
 
     async def sweep(self, retention: Retention, rules: Sequence[Argument]) -> None:
         """
@@ -60,11 +60,11 @@ class RedisSweeper:
         tags_left = len(prefixes)
         for _ in range(_CALLS_MAX):
             now = self._clock.read()
-            self._after = await self._servers.run_script(
+            self._bound = await self._servers.run_script(
                 SWEEP,
                 self._tag,
                 prefixes[self._tag],
-                self._after,
+                self._bound,
                 retention.max_messages,
                 repr(now.ago(retention.max_age_s)),
                 repr(now.now_s),
@@ -75,7 +75,7 @@ class RedisSweeper:
                 self._count_subscribers,
                 *rules,
             )
-            if self._after:
+            if self._bound:
                 continue
             self._tag = (self._tag + 1) % len(prefixes)
             tags_left -= 1

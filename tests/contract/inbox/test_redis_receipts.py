@@ -174,6 +174,32 @@ async def test_marks_of_many_users_are_written_in_several_calls(
     assert calls >= 4
 
 
+async def test_large_messages_of_one_user_are_swept_in_several_calls(
+    fleet: Fleet, redis_server: RedisServer
+) -> None:
+    """Undelivered messages are published with their data, and the server waits meanwhile."""
+    async with fleet.bridge() as inbox:
+        large = [
+            replace(fleet.message(each), data=b"x" * 100_000) for each in range(40)
+        ]
+        await inbox.append(large)
+        before = calls_of(redis_server, "evalsha")
+        await inbox.sweep()
+        idle = calls_of(redis_server, "evalsha") - before
+        fleet.clock.now_s += 1001
+        await inbox.sweep()
+        calls = calls_of(redis_server, "evalsha") - before - 2 * idle
+        events: list[WorkerEvent] = []
+        while found := await take(inbox):
+            events += found
+
+    assert calls >= 3
+    outcomes = ("undelivered", "trimmed")
+    assert told(events) == [
+        f"ann{each}.{one}" for each in range(40) for one in outcomes
+    ]
+
+
 async def test_a_key_costs_the_same_however_many_receipts_are_open(
     fleet: Fleet, redis_server: RedisServer
 ) -> None:

@@ -64,14 +64,16 @@ local function element_at(p, user, offset, base, upto)
   return place and call('HGET', p .. 'k:' .. user, place) or ''
 end
 -- Decides about the receipts of a user from one offset to another; without a second one about
--- all that a mark or a deletion may have decided.
-local function settle(p, user, rules, low, high)
+-- all that a mark or a deletion may have decided. Returns whether it has done so: with `may_end`,
+-- it ends when the call has added enough.
+local function settle(p, user, rules, low, high, may_end)
   local key, due = p .. 'w:' .. user, p .. 'd'
-  if call('ZCARD', key) == 0 then return end
+  if call('ZCARD', key) == 0 then return true end
   local _, first, _, delivered, _, base, _, upto, kept = view(p, user, rules.most, rules.oldest)
   if not high then high = math.max(delivered, first - 1) end
   local got = call('ZRANGEBYSCORE', key, low, high, 'WITHSCORES')
   for k = 1, #got, 2 do
+    if may_end and has_added_enough() then return false end
     local receipt, offset = got[k], tonumber(got[k + 1])
     local taken, deadline, late, flags = struct.unpack('<dddB', receipt)
     local final = nil
@@ -106,6 +108,7 @@ local function settle(p, user, rules, low, high)
       end
     end
   end
+  return true
 end
 """
 
@@ -114,9 +117,9 @@ ADD: Final = (
     f"local ADDRESSES_MAX = {ADDRESSES_MAX}"
     + """
 local function parts_of(receipt)
-  local _, _, _, flags, id_length, stored_id_length = struct.unpack('<dddBHH', receipt)
+  local _, _, _, flags, id_length, origin_length = struct.unpack('<dddBHH', receipt)
   local id_end = 29 + id_length
-  return flags, string.sub(receipt, 30, id_end), id_end + stored_id_length
+  return flags, string.sub(receipt, 30, id_end), id_end + origin_length
 end
 local function add_receipt(p, user, offset, receipt)
   local _, deadline, late = struct.unpack('<ddd', receipt)

@@ -96,11 +96,11 @@ return out
 """
 )
 
-# ARGV: prefix, user to continue after (empty = from the start), message limit, oldest time, now,
+# ARGV: prefix, bound of users to continue from (empty = from the start), message limit, oldest time, now,
 # steady, lowest, number of users, oldest time of ids, subcommand that counts subscribers, rules
 # (receipts.py). Removes what is too old, retained keys whose message is past its deadline, the
 # times to live that earlier versions set, and users who have no messages, retained keys, ids
-# and windows. Returns the last of the users; empty if no more follow.
+# and windows. Returns where to continue; empty if no more follow.
 SWEEP: Final = Script(
     VIEW
     + TRIM
@@ -120,7 +120,7 @@ local function drop_expired(user)
     end
   end
 end
-local low = ARGV[2] == '' and '-' or '(' .. ARGV[2]
+local low, unsettled = ARGV[2] == '' and '-' or ARGV[2], nil
 local users = call('ZRANGEBYLEX', p .. 'u', low, '+', 'LIMIT', 0, count)
 local done = 0
 for _, user in ipairs(users) do
@@ -129,7 +129,10 @@ for _, user in ipairs(users) do
   call('PERSIST', list)
   call('PERSIST', ids)
   call('ZREMRANGEBYSCORE', ids, '-inf', '(' .. ARGV[9])
-  settle(p, user, rules, '-inf', upto and '+inf')
+  if not settle(p, user, rules, '-inf', upto and '+inf', true) then
+    unsettled = user  -- what is not decided is not deleted
+    break
+  end
   local length = call('LLEN', list)
   if upto then drop_expired(user) end
   if upto and length + call('ZCARD', p .. 's:' .. user) > 0 then
@@ -159,6 +162,7 @@ local lost = call('HMGET', p .. 'h', '\\1lost')[1]
 if lost and lost ~= '' and tonumber(lost) < oldest then
   call('HSET', p .. 'h', '\\1lost', '')
 end
-return (done == count or done < #users) and users[done] or ''
+if unsettled then return '[' .. unsettled end
+return (done == count or done < #users) and '(' .. users[done] or ''
 """
 )
