@@ -37,7 +37,8 @@ from bridge.inbox.worker_events import render_event
 _LEASE_MS: Final = 5_000
 _ALL_TAGS_EVERY_S: Final = 5.0
 
-# Taken, deadline, late, flags, bytes of the message id and of the stored id.
+# Taken, deadline, late, flags, bytes of the message id and of the origin: stored id and event.
+# Duplicates have the origin of the first.
 _RECEIPT: Final = Struct("<dddBHH")
 _WANTED, _HAS_ID = 1, 2
 # After a "D": when it was decided, outcome, whether the message was too old, bytes of the user
@@ -56,9 +57,9 @@ def pack_receipt(message: Message, tracking: Tracking, stored_id: str) -> bytes:
     No two messages of a user may have the same id, because receipts are a set.
     """
     message_id = (message.id or "").encode()
-    receipt_id = stored_id.encode()
+    origin = f"{stored_id} {message.event}".encode()
     after_s = tracking.undelivered_after_s
-    address = (message.event, tracking.reply_to, tracking.correlation_id)
+    address = (tracking.reply_to, tracking.correlation_id)
     return b"".join(
         (
             _RECEIPT.pack(
@@ -67,10 +68,10 @@ def pack_receipt(message: Message, tracking: Tracking, stored_id: str) -> bytes:
                 inf if after_s is None else message.taken_s + after_s,
                 tracking.wants_receipt + _HAS_ID * (message.id is not None),
                 len(message_id),
-                len(receipt_id),
+                len(origin),
             ),
             message_id,
-            receipt_id,
+            origin,
             orjson.dumps(address),
         )
     )
@@ -83,12 +84,12 @@ def pack_event(event: WorkerEvent) -> bytes:
 
 def unpack_receipt(user: str, packed: bytes, *, offset: int) -> Receipt:
     """Return the receipt that was packed; the message has no data."""
-    taken_s, deadline_s, late_s, flags, id_length, stored_id_length = (
-        _RECEIPT.unpack_from(packed)
-    )
+    taken_s, deadline_s, late_s, flags, id_length, length = _RECEIPT.unpack_from(packed)
     id_end = _RECEIPT.size + id_length
-    stored_id_end = id_end + stored_id_length
-    event, reply_to, correlation_id = orjson.loads(packed[stored_id_end:])
+    origin_end = id_end + length
+    stored_id, _, event = packed[id_end:origin_end].decode().partition(" ")
+    # Earlier versions stored the event here.
+    *older, reply_to, correlation_id = orjson.loads(packed[origin_end:])
     message_id = packed[_RECEIPT.size : id_end].decode() if flags & _HAS_ID else None
     tracking = Tracking(
         bool(flags & _WANTED),
@@ -98,13 +99,13 @@ def unpack_receipt(user: str, packed: bytes, *, offset: int) -> Receipt:
     )
     message = Message(
         user,
-        event or EVENT_DEFAULT,
+        event or next(iter(older), None) or EVENT_DEFAULT,
         b"",
         taken_s,
         message_id,
         None if deadline_s == inf else deadline_s,
     )
-    return Receipt(message, offset, tracking, packed[id_end:stored_id_end].decode())
+    return Receipt(message, offset, tracking, stored_id)
 
 
 def unpack_element(element: bytes, key: _Key | None = None) -> WorkerEvent:

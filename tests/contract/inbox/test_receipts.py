@@ -654,6 +654,28 @@ async def test_a_duplicate_long_after_the_outcome(
     assert told(events) == [("replaced", "m2"), ("replaced", "m1")]
 
 
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_duplicate_with_another_event(
+    store: StoreUnderTest, *, is_open: bool
+) -> None:
+    """It is the same message: outcomes have its event, and an address is told once."""
+    await store.inbox.append([tracked(store, message_id="m1", reply_to="a", ttl_s=5)])
+    if not is_open:
+        store.advance(6)
+        assert told(await take(store)) == [("expired", "m1")]
+    renamed = [
+        replace(tracked(store, message_id="m1", reply_to=each), event="other")
+        for each in ("a" if is_open else "b", "b")[not is_open :]
+    ]
+    assert await store.inbox.append(renamed) == [None] * len(renamed)
+    store.advance(6)
+
+    events = await take(store)
+
+    assert [each.reply_to for each in events] == (["a", "b"] if is_open else ["b"])
+    assert {orjson.loads(each.body)["event"] for each in events} == {"message"}
+
+
 async def test_many_duplicates_of_one_message(store: StoreUnderTest) -> None:
     """A producer that publishes with another address each time fills no store."""
     addresses = [f"q{number}" for number in range(ADDRESSES_MAX + 5)]

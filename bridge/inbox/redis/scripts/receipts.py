@@ -3,7 +3,7 @@ Receipts and the event outbox: what each change of an inbox means for tracked me
 
 The rules are those of `decide` in core/receipts.py. redis/receipts.py packs and unpacks the
 elements of the sorted sets; a receipt begins with: taken, deadline, late (inf = never), flags
-(1 = a receipt is wanted, 2 = the message has an id), bytes of the id and of the receipt's id.
+(1 = a receipt is wanted, 2 = the message has an id), bytes of the id and of the origin.
 """
 
 from typing import Final
