@@ -16,7 +16,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from structlog.testing import capture_logs
 from yarl import URL
 
-from bridge.amqp.connection import BrokerAddress, Purpose, connected
+from bridge.amqp.connection import BrokerAddress, BrokerConnection, Purpose, connected
 from bridge.amqp.frame_reader import (
     Confirm,
     OnConfirm,
@@ -523,6 +523,23 @@ async def test_an_event_does_not_wait_longer_after_a_long_outage_of_the_store(
         assert stage.outbox.asked - asked < 8
 
 
+async def open_channel(
+    connection: BrokerConnection[RequestReader],
+    namespace: str,
+    *,
+    metrics: Metrics | None = None,
+    direct: DirectReplies | None = None,
+) -> EventChannel:
+    """Open a channel for events without a publisher."""
+    return await open_event_channel(
+        connection,
+        BrokerNames(namespace),
+        timeout_s=15.0,
+        metrics=metrics or Metrics(),
+        direct=direct or DirectReplies(),
+    )
+
+
 async def test_channels_that_were_replaced_are_freed(
     broker: LocalNode, namespace: str
 ) -> None:
@@ -533,13 +550,7 @@ async def test_channels_that_were_replaced_are_freed(
     ) as connection:
         opened: list[weakref.ref[EventChannel]] = []
         for _ in range(3):
-            channel = await open_event_channel(
-                connection,
-                BrokerNames(namespace),
-                timeout_s=15.0,
-                metrics=Metrics(),
-                direct=DirectReplies(),
-            )
+            channel = await open_channel(connection, namespace)
             await channel.close()
             opened.append(weakref.ref(channel))
         del channel
@@ -560,13 +571,7 @@ async def test_published_events_leave_nothing_in_memory(
     async with connected(
         address, purpose=Purpose.EVENTS, reader=RequestReader
     ) as connection:
-        channel = await open_event_channel(
-            connection,
-            BrokerNames(namespace),
-            timeout_s=15.0,
-            metrics=Metrics(),
-            direct=DirectReplies(),
-        )
+        channel = await open_channel(connection, namespace)
         await channel.publish([event])
         gc.collect()
         before = count_futures()
@@ -606,13 +611,7 @@ async def test_replies_that_are_returned_and_not_confirmed_leave_nothing_in_memo
     async with connected(
         BrokerAddress((broker.url,)), purpose=Purpose.EVENTS, reader=ForgetfulReader
     ) as connection:
-        channel = await open_event_channel(
-            connection,
-            BrokerNames(namespace),
-            timeout_s=15.0,
-            metrics=Metrics(),
-            direct=DirectReplies(),
-        )
+        channel = await open_channel(connection, namespace)
         sizes: list[int] = []
         for number in range(3):
             event = WorkerEvent(f"{number}", "e", "ann", b"{}", 0.0, "no-such-queue")
@@ -651,13 +650,7 @@ async def test_a_late_return_of_a_reply_is_not_taken_for_that_of_an_event(
             BrokerAddress((broker.url,)), purpose=Purpose.EVENTS, reader=LateReader
         ) as connection,
     ):
-        channel = await open_event_channel(
-            connection,
-            BrokerNames(namespace),
-            timeout_s=15.0,
-            metrics=Metrics(),
-            direct=DirectReplies(),
-        )
+        channel = await open_channel(connection, namespace)
         await consume_events(await worker.channel(), namespace, lambda _: None)
         event = WorkerEvent("1", "message.delivered", "ann", b"{}", 0.0)
         replied = replace(event, reply_to="no-such-queue")
@@ -696,12 +689,8 @@ async def test_a_loss_before_direct_replies_are_sent_does_not_stop_later_ones(
     async with connected(
         BrokerAddress((broker.url,)), purpose=Purpose.EVENTS, reader=LosingReader
     ) as connection:
-        channel = await open_event_channel(
-            connection,
-            BrokerNames(namespace),
-            timeout_s=15.0,
-            metrics=metrics,
-            direct=direct,
+        channel = await open_channel(
+            connection, namespace, metrics=metrics, direct=direct
         )
         connection.reader.lose = connection.abort
         other = WorkerEvent("1", "message.delivered", "ann", b"{}", 0.0, "a-queue")
