@@ -215,7 +215,7 @@ class RedisTarget:
             prefix = self._prefixes[tag]
             packed = pack_receipt(receipt.message, receipt.tracking, receipt.id)
             at_s = due_s(receipt.message, receipt.tracking)
-            due = (repr(inf if at_s is None else at_s), f"{offset} {user}")
+            due = (repr(inf if at_s is None else at_s), f"{offset:016} {user}")
             commands.append((tag, (b"ZADD", f"{prefix}w:{user}", offset, packed)))
             commands.append((tag, (b"ZADD", f"{prefix}d", *due)))
         await self._ask_many(commands)

@@ -595,6 +595,18 @@ async def test_receipts_survive_a_restart(
     await store.inbox.close()
 
 
+async def test_messages_that_expire_at_the_same_time_are_told_in_order(
+    store: StoreUnderTest,
+) -> None:
+    """They were received together, and a worker may rely on the order of a user."""
+    ids = [f"m{number}" for number in range(12)]
+    batch = [tracked(store, message_id=each, ttl_s=5) for each in ids]
+    await store.inbox.append(batch)
+    store.advance(6)
+
+    assert told(await take(store)) == [("expired", each) for each in ids]
+
+
 # --- duplicates
 
 

@@ -33,8 +33,8 @@ The keys of a user; each begins with a prefix that ends in the hash tag of the u
     w:USER       a sorted set of the receipts whose outcome is open, by offset
     o0:USER      a hash: message id -> outcome, for duplicates; o1 and o2 take turns with it. They
                  have a time to live, because a loss costs only the event for a duplicate
-    d            a sorted set: "OFFSET USER" of each tracked message whose outcome is open, by
-                 the time of the next decision that time alone leads to (may be infinite)
+    d            a sorted set: "OFFSET USER" (16 digits) of each tracked message whose outcome is
+                 open, by the time of the next decision that time alone leads to (may be infinite)
     e            a sorted set: the event outbox, numbered
     x            the session of the bridge that publishes the events of the tag, for seconds
     a            a sorted set: the sessions of bridges, by the server's time up to which each has

@@ -63,6 +63,8 @@ local function element_at(p, user, offset, base, upto)
   local place = call('ZRANGEBYSCORE', p .. 's:' .. user, offset, offset)[1]
   return place and call('HGET', p .. 'k:' .. user, place) or ''
 end
+-- Times that are equal are in the order of the offsets, so those have the same length.
+local function due_member(user, offset) return string.format('%016.0f ', offset) .. user end
 -- Decides about the receipts of a user from one offset to another; without a second one about
 -- all that a mark or a deletion may have decided. Returns whether it has done so: with `may_end`,
 -- it ends when the call has added enough.
@@ -102,9 +104,9 @@ local function settle(p, user, rules, low, high, may_end)
         call('ZADD', key, offset, string.sub(receipt, 1, 16) .. rest)
       end
       if call('ZRANGEBYSCORE', key, offset, offset)[1] then
-        call('ZADD', due, deadline, offset .. ' ' .. user)
+        call('ZADD', due, deadline, due_member(user, offset))
       else
-        call('ZREM', due, offset .. ' ' .. user)
+        call('ZREM', due, due_member(user, offset))
       end
     end
   end
@@ -124,7 +126,7 @@ end
 local function add_receipt(p, user, offset, receipt)
   local _, deadline, late = struct.unpack('<ddd', receipt)
   call('ZADD', p .. 'w:' .. user, offset, receipt)
-  call('ZADD', p .. 'd', math.min(deadline, late), offset .. ' ' .. user)
+  call('ZADD', p .. 'd', math.min(deadline, late), due_member(user, offset))
 end
 -- Returns the receipts of a user, and their offsets, by the ids of the messages.
 local function receipts_by_id(p, user)
