@@ -757,6 +757,25 @@ async def test_a_duplicate_of_a_message_without_receipt(store: StoreUnderTest) -
 # --- forgetting
 
 
+@pytest.mark.parametrize("is_in_time", [True, False])
+async def test_a_duplicate_of_a_message_that_only_has_a_deadline(
+    store: StoreUnderTest, *, is_in_time: bool
+) -> None:
+    """It is told the outcome if it comes while the deadline is open."""
+    first = tracked(store, message_id="m1", undelivered_after_s=5, wants_receipt=False)
+    again = tracked(store, message_id="m1")
+    await store.inbox.append([first])
+    if is_in_time:
+        assert await store.inbox.append([again]) == [None]
+    store.advance(6)
+    assert told(await take(store)) == [("undelivered", "m1")]
+    assert await store.inbox.append([again]) == [None]
+    store.advance(1001)
+    await store.inbox.sweep()
+
+    assert told(await take(store)) == [("trimmed", "m1")] * is_in_time
+
+
 async def test_a_forgotten_user_has_no_open_receipts(store: StoreUnderTest) -> None:
     """Its messages are gone, so their outcomes were decided; new ones begin above."""
     await store.inbox.append([tracked(store, message_id="m1"), tracked(store)])
