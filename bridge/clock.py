@@ -49,6 +49,7 @@ class _ClockState:
         lowest_offset_s: The lowest that it has been.
         jumped_s: The real time of the last jump; the default is thousands of years ago.
         is_ahead: Whether the wall clock is ahead of the store's clock.
+        is_behind: Whether it is behind.
 
     """
 
@@ -56,6 +57,7 @@ class _ClockState:
     lowest_offset_s: float
     jumped_s: float = -1e11
     is_ahead: bool = False
+    is_behind: bool = False
 
 
 class SteadyClock:
@@ -115,8 +117,8 @@ class SteadyClock:
             self.jump_count += 1
             log.warning("clock.jumped", ahead_s=round(ahead_s))
             lowest_s = min(state.lowest_offset_s, offset_s)
-            state = self._state = _ClockState(
-                offset_s, lowest_s, real_s, state.is_ahead
+            state = self._state = replace(
+                state, offset_s=offset_s, lowest_offset_s=lowest_s, jumped_s=real_s
             )
         return state, now_s, real_s
 
@@ -145,14 +147,21 @@ class SteadyClock:
             )
 
     def compare(self, other_s: float) -> None:
-        """Judge ages by the store's clock, which shows `other_s`, while the clock of this machine is ahead."""
+        """
+        Judge ages by the store's clock, which shows `other_s`, while the wall clock is ahead of it.
+
+        While the wall clock is behind, this bridge deletes nothing too early, but the messages
+        that it stores look older to other bridges.
+        """
         ahead_s = self.read().now_s - other_s
-        is_ahead = ahead_s > STEP_MAX_S
+        is_ahead, is_behind = ahead_s > STEP_MAX_S, ahead_s < -STEP_MAX_S
         with self._changing:
             state, real_s = self._state, self._real()
             if is_ahead != state.is_ahead:
                 log.warning("clock.ahead_of_store", ahead_s=round(ahead_s))
+            if is_behind != state.is_behind:
+                log.warning("clock.behind_store", behind_s=round(-ahead_s))
             if is_ahead:
                 lowest_s = min(state.lowest_offset_s, other_s - real_s)
                 state = replace(state, lowest_offset_s=lowest_s, jumped_s=real_s)
-            self._state = replace(state, is_ahead=is_ahead)
+            self._state = replace(state, is_ahead=is_ahead, is_behind=is_behind)

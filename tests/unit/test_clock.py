@@ -153,6 +153,21 @@ def test_while_the_store_is_behind_its_clock_decides(clock: Clock) -> None:
     assert steady.read().steady_s == 10
 
 
+def test_a_clock_behind_the_store_is_reported_once(clock: Clock) -> None:
+    """Other bridges judge what this one stores; it deletes nothing too early itself."""
+    steady = clock.steady
+    before = steady.read()
+    with capture_logs() as logs:
+        for ahead_s in (30, 500, 500, 0):
+            steady.compare(clock.now_s + ahead_s)
+
+    assert steady.read() == before
+    assert [(each["event"], each["behind_s"]) for each in logs] == [
+        ("clock.behind_store", 500),
+        ("clock.behind_store", 0),
+    ]
+
+
 def test_real_time_passes() -> None:
     """It has another origin than the wall clock."""
     before = real_time()

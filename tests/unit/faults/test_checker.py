@@ -485,6 +485,20 @@ def test_an_outcome_must_agree_with_what_the_pages_received() -> None:
     assert violations([*older, reported(1)]) == false
 
 
+def test_a_message_may_be_trimmed_if_it_was_stored_while_a_clock_jumped() -> None:
+    """A command with the time from before the jump takes it for old."""
+    base = [opened(), *tracked(1, 1), got(2, 1, 1), reported(1, "trimmed")]
+
+    def jump(kind: str, t: float) -> list[Event]:
+        ended = FaultEnded(t + 0.2, 1, kind, happened=True)
+        return [FaultStarted(t, 1, kind), ended, *base]
+
+    false = {Violation.FALSE_OUTCOME: 1}
+    assert violations(jump("bridge: clock jumps eight days", 0.5)) == {}
+    assert violations(jump("bridge: clock jumps eight days", -5)) == false
+    assert violations(jump("bridge: frozen", 0.5)) == false
+
+
 def test_a_page_that_is_reloaded_may_not_see_what_was_delivered() -> None:
     """Its client has answered a ping; with manual acks the page itself answers."""
     missed = [*tracked(1, 1, key="k"), *keyed(2, 2), reported(1)]
