@@ -73,7 +73,7 @@ def run(load: LoadSettings) -> None:
 
 def tune_garbage_collector() -> None:
     """
-    Run the cyclic garbage collector less often, and never on many objects at once.
+    Run the cyclic garbage collector less often, and on fewer objects at once.
 
     By default it runs after 700 new objects, which is less than one batch of messages. That
     was a third of the CPU time per message, and messages contain no cycles. Objects that
@@ -83,6 +83,9 @@ def tune_garbage_collector() -> None:
     would otherwise grow to ten times as many objects: with 100,000 messages in memory, its
     collection blocked the process for 0.2 s. The oldest is collected after 2.4 million new
     objects, if it has grown by a quarter.
+
+    The thresholds count created minus deleted objects. So they do not bound a collection once
+    inboxes in memory are full, where each new message deletes an old one.
     """
     gc.freeze()
     gc.set_threshold(10_000, 0, 120)
