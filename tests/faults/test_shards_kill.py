@@ -1,6 +1,7 @@
 """Bridges that share shards are killed: nothing is lost, and the order per user is kept."""
 
 import asyncio
+import json
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
@@ -10,20 +11,28 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aio_pika
 import pytest
+from aio_pika.abc import AbstractIncomingMessage
 
 from bridge.amqp.connection import BrokerAddress, Purpose, open_connection
 from bridge.amqp.frame_reader import FrameReader
 from bridge.amqp.shards.layout import ShardPlan
 from bridge.amqp.shards.migration import ShardMigration, publish_end_markers
 from bridge.core.broker_names import BrokerNames
+from bridge.core.properties import PERSISTENT, Properties, render_table
 from tests.conftest import SLOW_FACTOR, eventually
+from tests.integration.events import consume_events
 from tests.integration.programs import environment
 from tests.integration.running import SECRET, Worker, open_worker
 from tests.local_node import LocalNode
 from tests.redis_server import RedisServer
 
 USERS = [f"user{number}" for number in range(16)]
+LATE = Properties(
+    delivery_mode=PERSISTENT,
+    headers=render_table({"x-bridge-undelivered-after": "300ms"}),
+)
 
 
 @dataclass
@@ -112,7 +121,7 @@ async def publishing(worker: Worker, sent: dict[str, int]) -> AsyncIterator[None
 
     async def to(user: str) -> None:
         while not is_over.is_set():
-            await worker.publish(user, sent[user] + 1)
+            await worker.publish(user, sent[user] + 1, properties=LATE)
             sent[user] += 1
             await asyncio.sleep(0.01)
 
@@ -130,7 +139,21 @@ def first_of_each(numbers: Sequence[int]) -> list[int]:
 async def test_kills_while_the_number_of_shards_changes_lose_and_reorder_nothing(
     broker: LocalNode, namespace: str, fleet: Fleet
 ) -> None:
-    """Stored and unacked messages are repeated; no message overtakes an earlier one."""
+    """
+    Stored and unacked messages are repeated; no message overtakes an earlier one.
+
+    No user has a window, so each message is reported as undelivered, also if the bridge that
+    stored it is gone. A repeated report has the same id.
+    """
+    reported: dict[str | None, set[tuple[str, int]]] = defaultdict(set)
+
+    def note(event: AbstractIncomingMessage) -> None:
+        body = json.loads(event.body)
+        reported[event.message_id].add((body["user"], body["data"]))
+
+    events = await aio_pika.connect(broker.url)
+    channel = await events.channel()
+    await consume_events(channel, namespace, note, topics="message.undelivered")
     plan = ShardPlan(BrokerNames(namespace), (1.0, 10.0, 60.0))
     connection = await open_connection(
         BrokerAddress((broker.url,)), purpose=Purpose.OPERATE, reader=FrameReader
@@ -159,7 +182,14 @@ async def test_kills_while_the_number_of_shards_changes_lose_and_reorder_nothing
     def is_all_there() -> bool:
         return len({row[1:] for row in fleet.stored()}) == sum(sent.values())
 
+    def is_all_reported() -> bool:
+        return len(set().union(*reported.values())) == sum(sent.values())
+
     await eventually(is_all_there, within_s=30)
+    # Bridges wait up to 15 s for one that was killed: it may have delivered in time.
+    await eventually(is_all_reported, within_s=40)
+    await events.close()
+    assert max(map(len, reported.values())) == 1
     of: dict[str, list[int]] = defaultdict(list)
     for _, user, number in fleet.stored():
         of[user].append(number)
