@@ -32,7 +32,7 @@ from typing import Any, Final
 TEMPORARY_ROOT: Final = "PYTEST_DEBUG_TEMPROOT"
 
 _IN_MEMORY: Final = "/dev/shm"  # noqa: S108 - each run makes a folder of its own there
-_ROOM_BYTES: Final = 4 * 1024**3
+_ROOM_BYTES: Final = 1024**3  # a run needs a tenth of it
 
 # Most processes clean up and end within a second; a bridge drains for up to ten.
 _TERMINATED_WITHIN_S: Final = 20.0
@@ -92,7 +92,8 @@ def _temporary_root() -> str:
         folder = os.statvfs(_IN_MEMORY)
     except OSError:
         return usual
-    has_room = folder.f_bavail * folder.f_frsize >= _ROOM_BYTES
+    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    has_room = min(folder.f_bavail * folder.f_frsize, free_bytes) >= _ROOM_BYTES
     may_run = os.access(_IN_MEMORY, os.W_OK) and not folder.f_flag & os.ST_NOEXEC
     return _IN_MEMORY if has_room and may_run and "TMPDIR" not in os.environ else usual
 
