@@ -549,8 +549,7 @@ def run_machine(store: str, **options: Any) -> None:
 @pytest.mark.parametrize("store", STORES)
 def test_a_store_behaves_like_its_model(store: str) -> None:
     """With appends, reads, marks, sweeps, restarts and crashes in any order."""
-    # In a cluster a step takes up to 256 calls, one for each hash tag, of the same scripts.
-    run_machine(store, max_examples=12 if store == "redis cluster" else 40)
+    run_machine(store, max_examples=40)
 
 
 class KeepsOlder(MemoryInbox):
