@@ -48,8 +48,9 @@ def frame(
         if length < 1 << 16
         else b"\xff" + length.to_bytes(8, "big")
     )
-    masked = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
-    return bytes((head | opcode,)) + size + mask + masked
+    key = (mask * (length // 4 + 1))[:length]  # as one number: some payloads are long
+    masked = int.from_bytes(payload) ^ int.from_bytes(key)
+    return bytes((head | opcode,)) + size + mask + masked.to_bytes(length)
 
 
 def read(data: bytes, cuts: tuple[int, ...] = ()) -> list[tuple[int, bytes]]:
