@@ -40,9 +40,12 @@ _APPLICATIONS: Final = (
 # but not for rabbitmqctl, which takes ten times as long on a machine that is busy.
 _NO_BUSY_WAIT: Final = "+sbwt none +sbwtdcpu none +sbwtdio none"
 # RabbitMQ loads one module after the other, and looks for each in the folders of 70 plugins:
-# that is half of the processor time of a start.
+# that is half of the processor time of a start. The VM that a node runs to start epmd has the
+# same flags, and another boot file: it needs none of them.
 _LOADS_CODE_AT_ONCE: Final = (
-    f"Folders = [filename:join(Folder, ebin) || A <- [{_APPLICATIONS}],"
+    "Folders = [filename:join(Folder, ebin) ||"
+    ' {ok, [["start_sasl"]]} <- [init:get_argument(boot)],'
+    f" A <- [{_APPLICATIONS}],"
     " Folder <- [code:lib_dir(A)], is_list(Folder)],"
     " code:add_pathsa(Folders),"
     ' code:ensure_modules_loaded([list_to_atom(filename:basename(File, ".beam"))'
