@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -530,9 +530,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.temporary.cleanup()
 
 
-def run_machine(store: str, **options: Any) -> None:
+def machine_for(store: str) -> type[StoreMachine]:
+    """Return the machine of a store."""
+    return type("StoreMachine", (StoreMachine,), {"store": store})
+
+
+def run_machine(machine: type[StoreMachine], **options: Any) -> None:
     """Run random sequences of operations on a store; raise for the first difference."""
-    machine = type("StoreMachine", (StoreMachine,), {"store": store})
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -549,7 +553,7 @@ def run_machine(store: str, **options: Any) -> None:
 @pytest.mark.parametrize("store", STORES)
 def test_a_store_behaves_like_its_model(store: str) -> None:
     """With appends, reads, marks, sweeps, restarts and crashes in any order."""
-    run_machine(store, max_examples=40)
+    run_machine(machine_for(store), max_examples=40)
 
 
 class KeepsOlder(MemoryInbox):
@@ -617,5 +621,8 @@ def test_the_model_detects_a_store_with_a_defect(
 
     monkeypatch.setitem(STORES, "memory", make)
     with pytest.raises(AssertionError):
-        # It ends with the first failure, usually after a few examples.
-        run_machine("memory", max_examples=2000, phases=[Phase.generate])
+        # It ends with the first failure: with this seed after a few examples, with others
+        # after up to a thousand.
+        run_machine(
+            seed(3)(machine_for("memory")), max_examples=2000, phases=[Phase.generate]
+        )
