@@ -383,7 +383,7 @@ class PersistentConnection:
     async def ask_all(self, commands: Sequence[Sequence[Argument]]) -> list[Reply]:
         """Send all commands at once and return their replies; errors as `ask`."""
         connection = self.current()
-        futures = [connection.call(*command) for command in commands]
+        futures = connection.call_all(commands)
         return [await connection.result_of(future) for future in futures]
 
     async def run_script(self, script: Script, *arguments: Argument, key: str) -> Reply:

@@ -129,7 +129,7 @@ class ConnectionSetup:
             int(loses_nothing),
             repr(self._clock.read().now_s),
         )
-        pending = []
+        commands = []
         for group in [[tag] for tag in tags] if self._is_cluster else [tags]:
             arguments: list[Argument] = [
                 b"EVALSHA",
@@ -141,7 +141,8 @@ class ConnectionSetup:
             for tag in group:
                 had_epoch = self._was_in_use or bool(self.feed.epochs[tag])
                 arguments += (self.prefixes[tag], int(had_epoch))
-            pending.append(connection.call(*arguments))
+            commands.append(arguments)
+        pending = connection.call_all(commands)
         replies = [await connection.result_of(future) for future in pending]
         return [epoch.decode() for reply in replies for epoch in reply]
 

@@ -183,6 +183,19 @@ class RedisConnection(asyncio.Protocol):
         self._transport.write(_packed(arguments))
         return future
 
+    def call_all(
+        self, commands: Sequence[Sequence[Argument]]
+    ) -> "list[asyncio.Future[Any]]":
+        """Send many commands with one write; return their replies as `call` does."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return [self.call(*command) for command in commands]
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in commands]
+        self._pending.extend(futures)
+        transport.write(b"".join([_packed(tuple(command)) for command in commands]))
+        return futures
+
     async def ask(self, *arguments: Argument, within_s: float | None = None) -> Reply:
         """
         Send one command and return its reply.
@@ -205,7 +218,8 @@ class RedisConnection(asyncio.Protocol):
         """Wait for the reply to a command sent by `call`; errors as `ask`."""
         timeout_s = self._reply_s if within_s is None else within_s
         try:
-            async with asyncio.timeout(timeout_s):
+            # Of many commands sent at once, most have their reply when the first is read.
+            async with asyncio.timeout(None if future.done() else timeout_s):
                 reply = await future
         except TimeoutError as exc:
             problem = f"no reply within {timeout_s:g} s"
