@@ -209,12 +209,13 @@ class EventPublisher:
             await self._until_woken()
 
     async def _ask_while_publishing(self) -> None:
-        """Let the store decide what is due also while the broker does not confirm."""
+        """Let the store decide what is due, and measure it, while confirms are missing."""
         while True:
             await asyncio.sleep(_POLL_S)
             if self._is_publishing:
                 with suppress(TransientError):
                     await self._outbox.pending_events(0)
+                    await self._measure(has_events=True)
 
     async def _publish(self, events: Sequence[WorkerEvent]) -> None:
         connection = self._connection

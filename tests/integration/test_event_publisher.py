@@ -472,6 +472,23 @@ async def test_events_wait_during_an_alarm_of_the_broker(
         await eventually(lambda: stage.publisher.full is None)
 
 
+async def test_the_bound_for_waiting_events_holds_while_confirms_are_missing(
+    broker: LocalNode, namespace: str
+) -> None:
+    """An alarm begins in the middle of a publish, and the store has more and more events."""
+    async with publishing(broker, namespace, timeout_s=60) as stage:
+        await stage.begin()
+        async with broker.memory_alarm():
+            await stage.add(2)
+            await eventually(lambda: stage.publisher._is_publishing)
+            await stage.add(3, 4)
+            await eventually(lambda: stage.publisher.full is not None)
+            assert stage.publisher.problem is None
+            assert stage.ids == ["id-1"]
+        await eventually(lambda: stage.publisher.full is None, within_s=30)
+        await eventually(lambda: stage.ids == [f"id-{n}" for n in range(1, 5)])
+
+
 async def test_events_about_presence_hold_up_no_message(
     broker: LocalNode, namespace: str
 ) -> None:
