@@ -103,8 +103,8 @@ class EventPublisher:
         self._is_publishing = False
         self._wake = asyncio.Event()
         self._paused = asyncio.Event()  # nothing is left, or nothing can be published
-        # Monotonic times of the next measurement and the next publish.
-        self._measure_at_s = self._try_at_s = 0.0
+        self._has_events = False
+        self._try_at_s = 0.0  # monotonic time of the next publish
         self._backoff_s = _BACKOFF_FIRST_S
         self._problem: str | None = None
         # By routing key: when it was checked last. Those that have a queue are not here.
@@ -138,7 +138,7 @@ class EventPublisher:
             return None
         return (
             f"{self.waiting} events for workers wait to be published "
-            f"(BRIDGE_EVENTS_MAX_WAITING): {self.problem or 'the broker is too slow'}"
+            f"(BRIDGE_EVENTS_MAX_WAITING): {self.problem or 'the broker has not confirmed them'}"
         )
 
     async def published(self, *, within_s: float) -> None:
@@ -162,7 +162,7 @@ class EventPublisher:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._connect(), name="events connection")
             tasks.create_task(self._publish_all(), name="events")
-            tasks.create_task(self._ask_while_publishing(), name="events due")
+            tasks.create_task(self._observe(), name="events waiting")
 
     async def _connect(self) -> None:
         await self._needs_connection.wait()
@@ -192,7 +192,7 @@ class EventPublisher:
             events: Sequence[WorkerEvent] = ()
             try:
                 events = await self._outbox.pending_events(_BATCH_MAX)
-                await self._measure(has_events=bool(events))
+                self._has_events = bool(events)
                 if events and self._connection is None:
                     self._needs_connection.set()
                 elif events and monotonic() >= self._try_at_s:
@@ -208,14 +208,15 @@ class EventPublisher:
                     self._paused.set()
             await self._until_woken()
 
-    async def _ask_while_publishing(self) -> None:
-        """Let the store decide what is due, and measure it, while confirms are missing."""
+    async def _observe(self) -> None:
+        """Measure the outbox; while confirms are missing, let it decide what is due."""
         while True:
             await asyncio.sleep(_POLL_S)
-            if self._is_publishing:
-                with suppress(TransientError):
+            with suppress(TransientError):
+                if self._is_publishing:
                     await self._outbox.pending_events(0)
-                    await self._measure(has_events=True)
+                if self._has_events or self.waiting:
+                    await self._measure()
 
     async def _publish(self, events: Sequence[WorkerEvent]) -> None:
         connection = self._connection
@@ -265,12 +266,12 @@ class EventPublisher:
             if is_new:  # log it once, not each minute
                 log.warning("events.unrouted", problem=self.unrouted)
 
-    async def _measure(self, *, has_events: bool) -> None:
-        """Measure once a second while there are events."""
-        now_s = monotonic()
-        if now_s < self._measure_at_s or not (has_events or self.waiting):
-            return
-        self._measure_at_s = now_s + _POLL_S
+    async def _measure(self) -> None:
+        """
+        Note how many events wait, and drop the oldest about presence if they are too many.
+
+        Some of these may be in a publish that RabbitMQ has not confirmed yet.
+        """
         waiting, self.oldest_s = await self._outbox.events_depth()
         if waiting >= self._max_waiting:
             # Presence alone must not delay messages, and the newest state counts.

@@ -36,7 +36,7 @@ from bridge.enums import PresenceChange
 from bridge.errors import StoreUnavailableError
 from bridge.event_publisher import EventPublisher
 from bridge.metrics import Metrics
-from tests.conftest import eventually
+from tests.conftest import SLOW_FACTOR, eventually
 from tests.integration.events import (
     consume_events,
     consume_replies,
@@ -475,18 +475,24 @@ async def test_events_wait_during_an_alarm_of_the_broker(
 async def test_the_bound_for_waiting_events_holds_while_confirms_are_missing(
     broker: LocalNode, namespace: str
 ) -> None:
-    """An alarm begins in the middle of a publish, and the store has more and more events."""
-    async with publishing(broker, namespace, timeout_s=60) as stage:
+    """A publish waits for an alarm to end, and meanwhile the store has more and more events."""
+    async with publishing(broker, namespace, timeout_s=60 * SLOW_FACTOR) as stage:
         await stage.begin()
+        change = WorkerEvent("ann-online", "user.online", "ann", b"{}", 0.0)
         async with broker.memory_alarm():
-            await stage.add(2)
+            await stage.outbox.add_event(change)
             await eventually(lambda: stage.publisher._is_publishing)
-            await stage.add(3, 4)
+            await stage.add(2, 3)
+            # A change of presence makes room, even if it was sent and is not confirmed.
+            await eventually(lambda: stage.outbox.dropped == ["ann-online"])
+            await stage.add(4)
             await eventually(lambda: stage.publisher.full is not None)
-            assert stage.publisher.problem is None
+            assert "has not confirmed them" in str(stage.publisher.full)
             assert stage.ids == ["id-1"]
         await eventually(lambda: stage.publisher.full is None, within_s=30)
-        await eventually(lambda: stage.ids == [f"id-{n}" for n in range(1, 5)])
+        sent = ["id-1", "ann-online", "id-2", "id-3", "id-4"]
+        await eventually(lambda: stage.ids == sent)
+        assert stage.outbox.events == []
 
 
 async def test_events_about_presence_hold_up_no_message(

@@ -249,11 +249,16 @@ class RedisReceipts:
             self._reports.note(at, float(server_s))
         events: list[WorkerEvent] = []
         for tag, (open_count, waiting, elements) in zip(tags, reply, strict=True):
-            events += self._note_polled(tag, open_count, waiting, elements)
+            events += self._note_polled(tag, limit, open_count, waiting, elements)
         return events
 
     def _note_polled(
-        self, tag: int, open_count: int, waiting: int, elements: Sequence[Reply]
+        self,
+        tag: int,
+        limit: int,
+        open_count: int,
+        waiting: int,
+        elements: Sequence[Reply],
     ) -> list[WorkerEvent]:
         if open_count or waiting:
             self._tags.add(tag)
@@ -261,7 +266,10 @@ class RedisReceipts:
             unpack_element(elements[index], (tag, int(elements[index + 1])))
             for index in range(0, len(elements), 2)
         ]
-        self._depths[tag] = (waiting, found[0].at_s if found else None)
+        oldest_s = found[0].at_s if found else None
+        if not limit:  # the poll has read none
+            _, oldest_s = self._depths.get(tag, (0, None))
+        self._depths[tag] = (waiting, oldest_s)
         if not waiting:
             del self._depths[tag]
         return found

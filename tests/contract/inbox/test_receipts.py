@@ -376,6 +376,7 @@ async def test_events_stay_until_they_are_confirmed(store: StoreUnderTest) -> No
     assert depth == 4
     assert age_s is not None
     store.advance(7)
+    assert await store.inbox.pending_events(0) == []  # while a publish is not confirmed
     assert await store.inbox.events_depth() == (4, age_s + 7)
     await store.inbox.confirm_events(found[:2])
     await store.inbox.confirm_events(found[:2])  # a repeat changes nothing
