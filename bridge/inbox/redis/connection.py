@@ -82,7 +82,7 @@ async def connect(
             (b"CLIENT", b"SETNAME", b"bridge"),
             *((b"SCRIPT", b"LOAD", script.code) for script in ALL_SCRIPTS),
         ]
-        for future in [connection.call(*command) for command in setup]:
+        for future in connection.call_all(setup):
             await connection.result_of(future)
     return connection
 

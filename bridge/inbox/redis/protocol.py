@@ -179,21 +179,23 @@ class RedisConnection(asyncio.Protocol):
             future.set_exception(RedisConnectionLostError(self._reason))
             future.exception()
             return future
+        packed = _packed(arguments)  # first: it may raise, and then nothing is awaited
         self._pending.append(future)
-        self._transport.write(_packed(arguments))
+        self._transport.write(packed)
         return future
 
     def call_all(
         self, commands: Sequence[Sequence[Argument]]
     ) -> "list[asyncio.Future[Any]]":
-        """Send many commands with one write; return their replies as `call` does."""
+        """Send many commands with one write; return a future for each, as `call`."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return [self.call(*command) for command in commands]
         loop = asyncio.get_running_loop()
+        packed = b"".join([_packed(tuple(command)) for command in commands])
         futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in commands]
         self._pending.extend(futures)
-        transport.write(b"".join([_packed(tuple(command)) for command in commands]))
+        transport.write(packed)
         return futures
 
     async def ask(self, *arguments: Argument, within_s: float | None = None) -> Reply:
@@ -218,7 +220,7 @@ class RedisConnection(asyncio.Protocol):
         """Wait for the reply to a command sent by `call`; errors as `ask`."""
         timeout_s = self._reply_s if within_s is None else within_s
         try:
-            # Of many commands sent at once, most have their reply when the first is read.
+            # No timer for a reply that is here: after `call_all` most arrive together.
             async with asyncio.timeout(None if future.done() else timeout_s):
                 reply = await future
         except TimeoutError as exc:
@@ -245,9 +247,10 @@ class RedisConnection(asyncio.Protocol):
     def send(self, command: bytes, *channels: bytes | str) -> None:
         """Send a command about channels; the server confirms each channel by a push."""
         if self._transport is not None and not self._transport.is_closing():
+            packed = _packed((command, *channels))
             names = {c.encode() if isinstance(c, str) else c for c in channels}
             self._pending.append(_PendingSubscriptions(command.lower(), names))
-            self._transport.write(_packed((command, *channels)))
+            self._transport.write(packed)
 
     def abort(self, reason: str) -> None:
         """Close the connection at once, without flushing."""

@@ -9,6 +9,7 @@ from hashlib import sha1
 class Script:
     """Lua code, and the hash that the server knows it by."""
 
+    # Without slots, because cached_property keeps the hash in __dict__.
     code: str
 
     @cached_property

@@ -58,6 +58,35 @@ async def test_confirmations_between_replies_leave_the_replies_in_order() -> Non
     assert not connection.lost.done()
 
 
+async def test_a_command_that_cannot_be_encoded_leaves_the_replies_in_order() -> None:
+    """Nothing is sent then, so no reply may be expected."""
+    connection = RedisConnection("redis")
+    FakeTransport(connection)
+    first = connection.call(b"GET", b"1")
+    with pytest.raises(UnicodeEncodeError):
+        connection.call(b"GET", "\ud800")
+    with pytest.raises(UnicodeEncodeError):
+        connection.call_all([(b"GET", b"2"), (b"GET", "\ud800")])
+    with pytest.raises(UnicodeEncodeError):
+        connection.send(b"SSUBSCRIBE", "\ud800")
+    many = connection.call_all([(b"GET", b"3"), (b"GET", b"4")])
+
+    connection.data_received(b"+1\r\n+3\r\n+4\r\n")
+
+    assert [each.result() for each in (first, *many)] == [b"1", b"3", b"4"]
+
+
+async def test_many_commands_after_the_end_of_the_connection_fail() -> None:
+    """As a single one does."""
+    connection = RedisConnection("redis")
+    FakeTransport(connection)
+    connection.abort("a test")
+
+    for future in connection.call_all([(b"GET", b"1"), (b"GET", b"2")]):
+        with pytest.raises(RedisConnectionLostError, match="a test"):
+            await future
+
+
 @pytest.mark.parametrize("reply", [SUBSCRIBED, MOVED])
 async def test_a_subscription_ended_by_the_node_ends_the_connection(
     reply: bytes,
