@@ -106,6 +106,25 @@ async def test_expressions_are_evaluated_on_the_node(node: LocalNode) -> None:
         await node.evaluate("no_such:function().")
 
 
+@pytest.mark.parametrize(
+    ("boot_file", "is_loaded"), [("start_sasl", "true"), ("no_dot_erlang", "false")]
+)
+async def test_the_helper_that_starts_epmd_does_not_load_the_modules_of_a_node(
+    node: LocalNode, boot_file: str, is_loaded: str
+) -> None:
+    """RabbitMQ starts it as `erl -boot no_dot_erlang`, and it inherits the flags of the node."""
+    show = 'io:format("~p", [code:is_loaded(xmerl) =/= false]), halt().'
+    process = await asyncio.create_subprocess_exec(
+        *("erl", "-boot", boot_file, "-noinput", "-eval", show),
+        env=node.setup.node_environment(),
+        stdout=subprocess.PIPE,
+    )
+    async with asyncio.timeout(30 * SLOW_FACTOR):
+        output, _ = await process.communicate()
+
+    assert output.decode().endswith(is_loaded)
+
+
 async def test_a_killed_node_keeps_its_durable_messages(
     node: LocalNode, namespace: str
 ) -> None:
