@@ -82,8 +82,7 @@ async def connect(
             (b"CLIENT", b"SETNAME", b"bridge"),
             *((b"SCRIPT", b"LOAD", script.code) for script in ALL_SCRIPTS),
         ]
-        for future in connection.call_all(setup):
-            await connection.result_of(future)
+        await connection.ask_all(setup)
     return connection
 
 
@@ -382,9 +381,7 @@ class PersistentConnection:
 
     async def ask_all(self, commands: Sequence[Sequence[Argument]]) -> list[Reply]:
         """Send all commands at once and return their replies; errors as `ask`."""
-        connection = self.current()
-        futures = connection.call_all(commands)
-        return [await connection.result_of(future) for future in futures]
+        return await self.current().ask_all(commands)
 
     async def run_script(self, script: Script, *arguments: Argument, key: str) -> Reply:
         """Run a script that `connect` has loaded; errors as `ask`."""

@@ -142,8 +142,7 @@ class ConnectionSetup:
                 had_epoch = self._was_in_use or bool(self.feed.epochs[tag])
                 arguments += (self.prefixes[tag], int(had_epoch))
             commands.append(arguments)
-        pending = connection.call_all(commands)
-        replies = [await connection.result_of(future) for future in pending]
+        replies = await connection.ask_all(commands)
         return [epoch.decode() for reply in replies for epoch in reply]
 
     async def _is_durable(self, connection: RedisConnection) -> bool:

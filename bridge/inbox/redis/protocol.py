@@ -174,28 +174,23 @@ class RedisConnection(asyncio.Protocol):
             RedisConnectionLostError if the connection ends first.
 
         """
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        if self._transport is None or self._transport.is_closing():
-            future.set_exception(RedisConnectionLostError(self._reason))
-            future.exception()
-            return future
-        packed = _packed(arguments)  # first: it may raise, and then nothing is awaited
-        self._pending.append(future)
-        self._transport.write(packed)
+        [future] = self._send_all([arguments])
         return future
 
-    def call_all(
+    def _send_all(
         self, commands: Sequence[Sequence[Argument]]
     ) -> "list[asyncio.Future[Any]]":
-        """Send many commands with one write; return a future for each, as `call`."""
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return [self.call(*command) for command in commands]
-        loop = asyncio.get_running_loop()
+        # First, because it may raise: then nothing is sent, and no reply is awaited.
         packed = b"".join([_packed(tuple(command)) for command in commands])
+        loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in commands]
+        if self._transport is None or self._transport.is_closing():
+            for future in futures:
+                future.set_exception(RedisConnectionLostError(self._reason))
+                future.exception()
+            return futures
         self._pending.extend(futures)
-        transport.write(packed)
+        self._transport.write(packed)
         return futures
 
     async def ask(self, *arguments: Argument, within_s: float | None = None) -> Reply:
@@ -214,13 +209,18 @@ class RedisConnection(asyncio.Protocol):
         """
         return await self.result_of(self.call(*arguments), within_s=within_s)
 
+    async def ask_all(self, commands: Sequence[Sequence[Argument]]) -> list[Reply]:
+        """Send all commands with one write and return their replies; errors as `ask`."""
+        futures = self._send_all(commands)
+        return [await self.result_of(future) for future in futures]
+
     async def result_of(
         self, future: "asyncio.Future[Any]", *, within_s: float | None = None
     ) -> Reply:
         """Wait for the reply to a command sent by `call`; errors as `ask`."""
         timeout_s = self._reply_s if within_s is None else within_s
         try:
-            # No timer for a reply that is here: after `call_all` most arrive together.
+            # No timer for a reply that is here: those of `ask_all` arrive together.
             async with asyncio.timeout(None if future.done() else timeout_s):
                 reply = await future
         except TimeoutError as exc:

@@ -65,10 +65,10 @@ class RedisRevocations:
         # In a cluster the channels of one command must be in one slot.
         for group in [[tag] for tag in ordered] if self._is_cluster else [ordered]:
             connection.send(subscribe, *(self._channels[tag] for tag in group))
-        pending = connection.call_all([self._read_command(tag) for tag in ordered])
+        commands = [self._read_command(tag) for tag in ordered]
         stored: set[Revocation] = set()
-        for future in pending:
-            stored.update(map(parse_revocation, await connection.result_of(future)))
+        for texts in await connection.ask_all(commands):
+            stored.update(map(parse_revocation, texts))
         now = self._clock.read()
         for revocation in stored:
             if not revocation.is_over(now):

@@ -5,6 +5,7 @@ from typing import cast
 
 import pytest
 
+from bridge.errors import StoreUnavailableError
 from bridge.inbox.redis.protocol import RedisConnection, RedisConnectionLostError
 
 SUBSCRIBED = b">3\r\n$10\r\nssubscribe\r\n$3\r\nann\r\n:1\r\n"
@@ -66,14 +67,16 @@ async def test_a_command_that_cannot_be_encoded_leaves_the_replies_in_order() ->
     with pytest.raises(UnicodeEncodeError):
         connection.call(b"GET", "\ud800")
     with pytest.raises(UnicodeEncodeError):
-        connection.call_all([(b"GET", b"2"), (b"GET", "\ud800")])
+        await connection.ask_all([(b"GET", b"2"), (b"GET", "\ud800")])
     with pytest.raises(UnicodeEncodeError):
         connection.send(b"SSUBSCRIBE", "\ud800")
-    many = connection.call_all([(b"GET", b"3"), (b"GET", b"4")])
+    async with asyncio.TaskGroup() as tasks:
+        many = tasks.create_task(connection.ask_all([(b"GET", b"3"), (b"GET", b"4")]))
+        await asyncio.sleep(0)
 
-    connection.data_received(b"+1\r\n+3\r\n+4\r\n")
+        connection.data_received(b"+1\r\n+3\r\n+4\r\n")
 
-    assert [each.result() for each in (first, *many)] == [b"1", b"3", b"4"]
+    assert [first.result(), *many.result()] == [b"1", b"3", b"4"]
 
 
 async def test_many_commands_after_the_end_of_the_connection_fail() -> None:
@@ -82,9 +85,8 @@ async def test_many_commands_after_the_end_of_the_connection_fail() -> None:
     FakeTransport(connection)
     connection.abort("a test")
 
-    for future in connection.call_all([(b"GET", b"1"), (b"GET", b"2")]):
-        with pytest.raises(RedisConnectionLostError, match="a test"):
-            await future
+    with pytest.raises(StoreUnavailableError, match="a test"):
+        await connection.ask_all([(b"GET", b"1"), (b"GET", b"2")])
 
 
 @pytest.mark.parametrize("reply", [SUBSCRIBED, MOVED])
